@@ -1,0 +1,42 @@
+# `make train` and `make test` set everything up by themselves; see README.md.
+PYTHON ?= $(firstword $(foreach name,python3.11 python3.12 python3.13 python3,$(shell command -v $(name))))
+BIN := .venv/bin
+PORT ?= 5000
+
+.PHONY: train test check ui setup lock clean
+
+train: setup ## Train the quickstart recipe on this machine
+	@$(BIN)/python jobs/train.py --recipe quickstart
+
+test: check ## Lint, types, architecture, then all tests
+	@$(BIN)/python -m pytest --numprocesses logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+
+check: setup
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check --quiet .
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports
+
+ui: setup ## Show the runs in the MLflow UI
+	@MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false MLFLOW_DISABLE_TELEMETRY=true $(BIN)/mlflow ui \
+		--backend-store-uri sqlite:///runs/mlflow.db --host 127.0.0.1 --port $(PORT)
+
+setup: .venv/.installed
+
+.venv/.installed: requirements.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "distsens needs Python 3.11 or newer; name one: make PYTHON=/path/to/python3.11")'
+	@echo "installing the locked dependencies into .venv (once; PyTorch makes it a few GB)"
+	@$(PYTHON) -m venv .venv
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --requirement requirements.lock
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	@touch $@
+
+lock: ## Resolve pyproject.toml anew into requirements.lock
+	@$(PYTHON) -m venv .venv-lock
+	@.venv-lock/bin/python -m pip install --quiet --disable-pip-version-check uv
+	@.venv-lock/bin/uv pip compile pyproject.toml --extra test --extra peers --universal --python-version 3.11 \
+		--generate-hashes --no-emit-index-url --no-annotate --no-header --upgrade --output-file requirements.lock
+	@rm -r .venv-lock
+
+clean: ## Remove the environment and the caches, not the runs
+	@rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis *.egg-info

@@ -1,0 +1,1 @@
+"""Distributed adversarial training that shows its neurons."""

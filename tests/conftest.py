@@ -1,0 +1,105 @@
+"""Shared by all tests: where the larger data sets are, S3 servers, and a Ray that no other process can disturb."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+
+import boto3
+import ceph as ceph_server
+import pytest
+from hypothesis import HealthCheck, settings
+from moto.server import ThreadedMotoServer
+
+# Examples may take long on a busy machine. In CI they are the same each time, so that a failure belongs to a change.
+settings.register_profile(
+    "distsens", deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize=bool(os.environ.get("CI"))
+)
+settings.load_profile("distsens")
+
+
+@pytest.fixture(scope="session")
+def data_root() -> Path:
+    """The folder of MNIST and other data sets that are too large for the repository."""
+    root = os.environ.get("DISTSENS_DATA")
+    if not root or not (Path(root) / "MNIST" / "raw").is_dir():
+        pytest.skip("set DISTSENS_DATA to a folder that holds MNIST/raw to run this test")
+    return Path(root)
+
+
+@pytest.fixture(scope="session")
+def ray_environment() -> Iterator[dict[str, str]]:
+    """Environment of a process that starts or joins a Ray of its own.
+
+    A private temporary folder (short, as Ray puts sockets there) and home keep it from other Rays on the machine.
+    """
+    folder = Path(tempfile.mkdtemp(prefix="ds-", dir="/tmp"))
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "MLFLOW_"))}
+    environment |= {
+        "RAY_TMPDIR": str(folder / "r"),
+        "TMPDIR": str(folder / "r"),
+        "HOME": str(folder / "home"),
+        "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
+        "PYTHONUNBUFFERED": "1",
+    }
+    (folder / "home").mkdir()
+    (folder / "r").mkdir()
+    yield environment
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def ceph() -> Iterator[ceph_server.Ceph]:
+    """A real S3 server, which checks signatures."""
+    if missing := ceph_server.missing():
+        pytest.skip(f"Ceph is not installed: no {', '.join(missing)}")
+    with ceph_server.running() as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def moto() -> Iterator[dict[str, str]]:
+    """The AWS variables for an imitation of S3 that runs anywhere, and takes any credentials."""
+    server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    yield {
+        "AWS_ENDPOINT_URL": f"http://{host}:{port}",
+        "AWS_REGION": "us-east-1",
+        "AWS_ACCESS_KEY_ID": "anyone",
+        "AWS_SECRET_ACCESS_KEY": "anything",
+    }
+    server.stop()
+
+
+@pytest.fixture
+def use_aws(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[Mapping[str, str]], None]:
+    """Give this process these AWS variables, and none of the machine's own settings."""
+
+    def use(environment: Mapping[str, str]) -> None:
+        for name in [name for name in os.environ if name.startswith("AWS_")]:
+            monkeypatch.delenv(name)
+        monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "no-config"))
+        monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "no-credentials"))
+        monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+        for name, value in environment.items():
+            monkeypatch.setenv(name, value)
+
+    return use
+
+
+@pytest.fixture
+def use_s3(use_aws: Callable[[Mapping[str, str]], None]) -> Callable[[Mapping[str, str]], str]:
+    """Make this process use the S3 server behind these AWS variables; the URL of a new bucket there."""
+
+    def use(environment: Mapping[str, str]) -> str:
+        use_aws(environment)
+        bucket = f"test-{secrets.token_hex(8)}"
+        boto3.session.Session().client("s3").create_bucket(Bucket=bucket)
+        return f"s3://{bucket}"
+
+    return use
