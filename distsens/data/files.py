@@ -1,0 +1,136 @@
+"""Image files: decoded to one size, at once or only when a batch needs them."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from PIL import Image
+from torch import Tensor
+
+from distsens.errors import InputError
+
+SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".pgm", ".ppm", ".tif", ".tiff", ".webp")
+_FORMATS = ("JPEG", "PNG", "BMP", "GIF", "PPM", "TIFF", "WEBP")
+
+UNREADABLE = (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError)
+"""What Pillow raises on files that are cut short, damaged or no images."""
+
+
+def decode(path: Path, image_size: int | None) -> npt.NDArray[np.uint8]:
+    """One image as uint8 (3, H, W).
+
+    Grey, palette and CMYK images become red, green and blue; transparency is dropped; 16-bit grey keeps its high byte;
+    of an animation the first frame counts. Orientation tags are not followed.
+
+    Parameters
+    ----------
+    path : a file in one of Pillow's common formats, whatever its suffix says of it.
+    image_size : the shorter side is resized to it (bilinear, with antialiasing) and the centre cropped to a square;
+        None leaves the size as it is.
+
+    Raises
+    ------
+    One of ``UNREADABLE``.
+    """
+    with Image.open(path, formats=_FORMATS) as file:
+        image: Image.Image = file
+        if image.mode.startswith("I;16"):
+            image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+        if image.mode == "P":
+            image = image.convert("RGBA")  # the step between, because palettes can hold transparency
+        image = image.convert("RGB")
+    if image_size is not None:
+        shorter = min(image.size)
+        width, height = (max(image_size, side * image_size // shorter) for side in image.size)
+        image = image.resize((width, height), Image.Resampling.BILINEAR)
+        left, top = round((width - image_size) / 2), round((height - image_size) / 2)
+        image = image.crop((left, top, left + image_size, top + image_size))
+    return np.ascontiguousarray(np.asarray(image).transpose(2, 0, 1))
+
+
+def image_digest(pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+    """SHA-256 of one image's pixels, uint8 (32,)."""
+    return np.frombuffer(hashlib.sha256(np.ascontiguousarray(pixels).data).digest(), np.uint8)
+
+
+# Compared by digest: the generated == would compare arrays element by element.
+@dataclass(frozen=True, eq=False)
+class ImageFiles:
+    """Images too many for the memory, indexed like a uint8 tensor (N, 3, H, W) and decoded only then.
+
+    Attributes
+    ----------
+    folder : absolute, with the same files on every machine.
+    names : (N,) paths within it.
+    size : (H, W) of the decoded images.
+    image_size : see `decode`.
+    digests : uint8 array (N, 32), each image's `image_digest` when it was first read.
+    """
+
+    folder: Path
+    names: npt.NDArray[np.str_]
+    size: tuple[int, int]
+    image_size: int | None
+    digests: npt.NDArray[np.uint8]
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    @property
+    def shape(self) -> tuple[int, int, int, int]:
+        """(N, 3, H, W)."""
+        return len(self), 3, *self.size
+
+    def __getitem__(self, samples: slice | Tensor) -> Tensor:
+        """The images of these numbers, decoded in as many threads as PyTorch uses.
+
+        Raises
+        ------
+        InputError
+            If a file is gone or no longer holds the image that it held.
+        """
+        rows = np.arange(len(self))[samples if isinstance(samples, slice) else samples.cpu().numpy()]
+        with ThreadPoolExecutor(torch.get_num_threads()) as pool:
+            images = list(pool.map(self._decoded, rows))
+        return torch.from_numpy(np.stack(images)) if images else torch.empty(0, *self.shape[1:], dtype=torch.uint8)
+
+    def take(self, samples: npt.NDArray[np.int64]) -> ImageFiles:
+        """The files of these numbers, in this order."""
+        return ImageFiles(self.folder, self.names[samples], self.size, self.image_size, self.digests[samples])
+
+    def _decoded(self, row: int) -> npt.NDArray[np.uint8]:
+        path = self.folder / str(self.names[row])
+        try:
+            pixels = decode(path, self.image_size)
+        except UNREADABLE as problem:
+            raise InputError("data.root", str(path), f"could be read when the run began ({problem})") from problem
+        if not np.array_equal(image_digest(pixels), self.digests[row]):
+            raise InputError("data.root", str(path), "held another image when the run began")
+        return pixels
+
+
+Images = Tensor | ImageFiles
+"""Images in memory, or in their files; both are indexed by a slice or a tensor of numbers."""
+
+
+def read_ahead(images: Images, batches: Sequence[Tensor]) -> Iterator[Tensor]:
+    """``images[batch]`` of each batch in turn; from files the next batch is decoded while one is in use."""
+    if isinstance(images, Tensor):
+        yield from (images[batch] for batch in batches)
+        return
+    coming: deque[Future[Tensor]] = deque()
+    with ThreadPoolExecutor(1) as reader:
+        for batch in batches:
+            coming.append(reader.submit(images.__getitem__, batch))
+            if len(coming) > 1:
+                yield coming.popleft().result()
+        while coming:
+            yield coming.popleft().result()

@@ -1,0 +1,87 @@
+"""Images in NumPy's .npz files: a whole data set, or extra images to train on. Nothing in them is unpickled."""
+
+from __future__ import annotations
+
+import zipfile
+import zlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from distsens.data.images import ImageSet, Published
+from distsens.data.source import Source
+from distsens.errors import InputError
+
+_CHANNELS = (1, 3)
+
+
+def read(source: Source) -> Published:
+    """A file with ``train_images``, ``train_labels``, ``test_images`` and ``test_labels``, as MedMNIST has them.
+
+    Images are uint8 of shape (N, H, W), (N, H, W, C) or (N, C, H, W) with one or three channels; labels are whole
+    numbers from 0 on, of shape (N,) or (N, 1). Classes are called after their numbers. Anything else in the file, such
+    as ``val_images``, is left alone: validation is held out of the training images.
+
+    Raises
+    ------
+    InputError
+        If there is no such file, or it holds something else.
+    """
+    path = source.required_root("the path of an .npz file")
+    train, test = _read_sets(path, "data.root", [("train_images", "train_labels"), ("test_images", "test_labels")])
+    classes = np.unique(train.labels)
+    if not np.array_equal(classes, np.arange(len(classes))) or not np.isin(test.labels, classes).all():
+        raise InputError("data.root", str(path), "labels must be 0, 1, 2, ... without a gap, all of them in training")
+    return Published(tuple(str(label) for label in classes), train, test)
+
+
+def read_extra(path: Path) -> ImageSet:
+    """Extra training images: ``images`` and ``labels`` (or ``image`` and ``label``) in the forms that `read` takes."""
+    return _read_sets(path, "data.extra", [("images", "labels")], singular=True)[0]
+
+
+def _read_sets(path: Path, field: str, keys: Sequence[tuple[str, str]], *, singular: bool = False) -> list[ImageSet]:
+    try:
+        file = np.load(path, allow_pickle=False)
+        if not isinstance(file, np.lib.npyio.NpzFile):
+            raise ValueError("it is a single array")
+        with file:
+            if singular and "image" in file:
+                keys = [(images[:-1], labels[:-1]) for images, labels in keys]
+            absent = [key for pair in keys for key in pair if key not in file]
+            if absent:
+                raise InputError(field, str(path), f"must hold {absent[0]}; it holds {', '.join(file) or 'nothing'}")
+            return [
+                ImageSet(_channels_first(file[images], field, images), _numbers(file[labels], field, labels))
+                for images, labels in keys
+            ]
+    except InputError as problem:
+        raise problem if problem.field == field else InputError(field, str(path), str(problem)) from None
+    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error) as problem:
+        raise InputError(field, str(path), f"must be a readable .npz file ({problem})") from problem
+
+
+def _channels_first(images: npt.NDArray[Any], field: str, key: str) -> npt.NDArray[np.uint8]:
+    """(N, C, H, W); refused where the shape does not say which axis is which."""
+    if images.dtype == np.uint8 and images.ndim == 3:
+        return images[:, None]
+    if images.dtype == np.uint8 and images.ndim == 4:
+        first, last = images.shape[1] in _CHANNELS, images.shape[3] in _CHANNELS
+        if first != last:
+            return images if first else np.ascontiguousarray(images.transpose(0, 3, 1, 2))
+    raise InputError(
+        field,
+        f"{key}: {images.dtype} {images.shape}",
+        "must be uint8 of shape (N, H, W), (N, H, W, C) or (N, C, H, W), where C alone is 1 or 3",
+    )
+
+
+def _numbers(labels: npt.NDArray[Any], field: str, key: str) -> npt.NDArray[np.int64]:
+    if labels.dtype.kind not in "iu" or labels.shape not in ((len(labels),), (len(labels), 1)):
+        raise InputError(
+            field, f"{key}: {labels.dtype} {labels.shape}", "must be whole numbers of shape (N,) or (N, 1)"
+        )
+    return labels.reshape(-1).astype(np.int64)

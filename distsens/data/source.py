@@ -1,0 +1,37 @@
+"""Where the files of a data set are, and how they are to be read."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from distsens.errors import InputError
+
+
+@dataclass(frozen=True)
+class Source:
+    """What a reader is told; it takes what concerns it.
+
+    Attributes
+    ----------
+    root : the folder that holds the files (for ``npz`` the file); None for a data set that needs none.
+    download : whether missing files may be fetched into ``root``.
+    image_size : side in pixels to which the images of a folder are resized and cropped; None leaves them as they are.
+    test_fraction : the share of a folder without a test split that becomes the test split, inside (0, 1).
+    memory : GiB; the images of a folder that would take more stay in their files and are decoded batch by batch.
+    tell : is given a line on how far the reading has come, now and then.
+    """
+
+    root: Path | None
+    download: bool = False
+    image_size: int | None = None
+    test_fraction: float = 0.2
+    memory: float = 4.0
+    tell: Callable[[str], None] = lambda _: None
+
+    def required_root(self, holds: str) -> Path:
+        """The root, which must be given; ``holds`` says what is to be in it."""
+        if self.root is None:
+            raise InputError("data.root", None, f"must be {holds}")
+        return self.root

@@ -1,0 +1,67 @@
+"""Stratified splits: every class keeps its share, and the seed alone says which samples go where."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from distsens.errors import InputError
+from distsens.randomness import sample_keys
+
+
+def stratified_sample(labels: npt.NDArray[np.int64], count: int, seed: int, purpose: str) -> npt.NDArray[np.int64]:
+    """The numbers of ``count`` samples in which every class has its share, in increasing order.
+
+    A class with n of N samples gets n * count / N, rounded down or up: the largest remainders are rounded up, ties
+    go to the smaller label.
+
+    Parameters
+    ----------
+    labels : int64 array (N,).
+    count : how many samples to draw, 0 to N.
+    seed, purpose : what the choice depends on; draws for different purposes are independent.
+    """
+    classes, sizes = np.unique(labels, return_counts=True)
+    # In whole numbers: floating point would break ties between equal remainders at random.
+    quotas, remainders = np.divmod(sizes * count, len(labels))
+    quotas[np.argsort(-remainders, kind="stable")[: count - quotas.sum()]] += 1
+
+    keys = sample_keys(torch.arange(len(labels)), seed, purpose).numpy()
+    chosen = []
+    for label, quota in zip(classes, quotas, strict=True):
+        members = np.flatnonzero(labels == label)
+        chosen.append(members[np.argsort(keys[members])[:quota]])
+    return np.sort(np.concatenate(chosen))
+
+
+def hold_out(
+    labels: npt.NDArray[np.int64], fraction: float, seed: int, purpose: str = "validation"
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Split the samples into those that are kept for training and those that are held out.
+
+    Parameters
+    ----------
+    labels : int64 array (N,).
+    fraction : the share to hold out, inside (0, 1); round(fraction * N) samples, stratified by label.
+    seed : what the choice depends on.
+    purpose : what they are held out for, validation or test; draws for different purposes are independent.
+
+    Returns
+    -------
+    kept, held_out : numbers of samples in increasing order, disjoint, together all N.
+
+    Raises
+    ------
+    InputError
+        If the fraction is not inside (0, 1), or leaves a class without an image on either side.
+    """
+    field = f"data.{purpose}_fraction"
+    if not 0 < fraction < 1:
+        raise InputError(field, fraction, "must be greater than 0 and less than 1")
+    held_out = stratified_sample(labels, round(fraction * len(labels)), seed, purpose)
+    kept = np.setdiff1d(np.arange(len(labels)), held_out, assume_unique=True)
+    classes = len(np.unique(labels))
+    if min(len(np.unique(labels[part])) for part in (kept, held_out)) < classes:
+        raise InputError(field, fraction, f"must leave each of {classes} classes an image on both sides")
+    return kept, held_out

@@ -1,0 +1,70 @@
+"""What the one reading of a large image folder found, remembered so that the next run need not decode it all again."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import tempfile
+import zipfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import PIL
+
+
+@dataclass(frozen=True)
+class Survey:
+    """The digest of every image (uint8 (N, 32), see ``image_digest``), and by number what is wrong with the others."""
+
+    digests: npt.NDArray[np.uint8]
+    problems: dict[int, str]
+
+
+def survey_key(folder: Path, names: Sequence[str] | npt.NDArray[np.str_], image_size: int | None) -> str:
+    """Changes with the name, size or time of any file, with the size that is decoded to, and with Pillow's version."""
+    content = hashlib.sha256(f"{PIL.__version__} {image_size}".encode())
+    for name in names:
+        path = folder / str(name)
+        status = path.stat() if path.exists() else None
+        times = f"{status.st_size} {status.st_mtime_ns}" if status else "gone"
+        content.update(os.fsencode(name) + b"\0" + times.encode() + b"\0")
+    return content.hexdigest()
+
+
+def known_survey(key: str) -> Survey | None:
+    """The survey remembered under this key; None if there is none, or it cannot be read."""
+    try:
+        with np.load(_path(key), allow_pickle=False) as file:
+            problems = zip(file["numbers"].tolist(), file["problems"].tolist(), strict=True)
+            return Survey(file["digests"], dict(problems))
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+        return None
+
+
+def remember_survey(key: str, survey: Survey) -> None:
+    """Write the survey to the user's cache folder, whole or not at all.
+
+    Raises
+    ------
+    OSError
+        If it cannot be written.
+    """
+    path = _path(key)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+        written = Path(folder) / path.name
+        np.savez_compressed(
+            written,
+            digests=survey.digests,
+            numbers=np.array(list(survey.problems), np.int64),
+            problems=np.array(list(survey.problems.values()), np.str_),
+        )
+        written.replace(path)
+
+
+def _path(key: str) -> Path:
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return cache / "distsens" / f"{key}.npz"

@@ -1,0 +1,172 @@
+from __future__ import annotations
+
+import io
+import shutil
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from torchvision.transforms import v2
+
+from distsens.data import ImageFiles, read_ahead
+from distsens.data.files import UNREADABLE, decode, image_digest
+from distsens.errors import InputError
+
+
+def _photo(width: int, height: int, seed: int = 0) -> Image.Image:
+    """A smooth picture, which JPEG keeps nearly as it is."""
+    coarse = np.random.default_rng(seed).integers(256, size=(3, 3, 3)).astype(np.uint8)
+    return Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC)
+
+
+def _pixels(image: Image.Image) -> np.ndarray:
+    return np.asarray(image.convert("RGB")).transpose(2, 0, 1)
+
+
+@pytest.mark.parametrize(("suffix", "tolerance"), [("png", 0), ("bmp", 0), ("tiff", 0), ("webp", 8), ("jpg", 8)])
+def test_formats_are_read(tmp_path: Path, suffix: str, tolerance: int) -> None:
+    photo = _photo(20, 14)
+    photo.save(tmp_path / f"a.{suffix}")
+    read = decode(tmp_path / f"a.{suffix}", None)
+    assert (read.dtype, read.shape, read.flags.c_contiguous) == (np.uint8, (3, 14, 20), True)
+    assert np.abs(read.astype(int) - _pixels(photo)).mean() <= tolerance
+
+
+@pytest.mark.parametrize("mode", ["L", "LA", "1", "P", "RGBA", "RGB"])
+def test_every_mode_becomes_red_green_and_blue(tmp_path: Path, mode: str) -> None:
+    image = _photo(9, 7).convert(mode)
+    image.save(tmp_path / "a.png")
+    assert np.array_equal(decode(tmp_path / "a.png", None), _pixels(image))
+
+
+def test_transparency_is_dropped_without_a_warning(tmp_path: Path, recwarn: pytest.WarningsRecorder) -> None:
+    image = _photo(9, 7).quantize(16)
+    image.save(tmp_path / "palette.png", transparency=bytes(range(16)))
+    assert np.array_equal(decode(tmp_path / "palette.png", None), _pixels(image))
+    colours = np.full((7, 9, 4), (200, 100, 50, 0), np.uint8)
+    Image.fromarray(colours).save(tmp_path / "clear.png")
+    assert (decode(tmp_path / "clear.png", None)[:, 0, 0] == (200, 100, 50)).all()
+    assert not recwarn.list
+
+
+def test_cmyk_and_16_bit_grey_keep_their_brightness(tmp_path: Path) -> None:
+    _photo(9, 7).convert("CMYK").save(tmp_path / "a.jpg", quality=100)
+    assert np.abs(decode(tmp_path / "a.jpg", None).astype(int) - _pixels(_photo(9, 7))).mean() < 8
+    grey = np.arange(63, dtype=np.uint16).reshape(7, 9) * 1000
+    Image.fromarray(grey).save(tmp_path / "a.png")
+    assert np.array_equal(decode(tmp_path / "a.png", None), np.broadcast_to(grey >> 8, (3, 7, 9)))
+
+
+def test_the_suffix_does_not_matter(tmp_path: Path) -> None:
+    _photo(9, 7).save(tmp_path / "a.png")
+    shutil.move(tmp_path / "a.png", tmp_path / "a.jpg")
+    assert np.array_equal(decode(tmp_path / "a.jpg", None), _pixels(_photo(9, 7)))
+
+
+@settings(max_examples=40)
+@given(st.integers(1, 60), st.integers(1, 60), st.integers(1, 40))
+def test_images_are_resized_and_cropped_as_torchvision_does(width: int, height: int, size: int) -> None:
+    photo = _photo(width, height)
+    file = io.BytesIO()
+    photo.save(file, "png")
+    expected = v2.Compose([v2.Resize(size), v2.CenterCrop(size)])(photo)
+    assert np.array_equal(decode(file, size), _pixels(expected))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("suffix", ["png", "jpg", "gif", "bmp", "tiff", "webp", "ppm"])
+def test_a_damaged_file_is_an_image_still_or_a_known_error(tmp_path: Path, suffix: str) -> None:
+    whole, path = io.BytesIO(), tmp_path / f"a.{suffix}"
+    _photo(31, 23).save(whole, {"jpg": "jpeg"}.get(suffix, suffix))
+    random, unreadable = np.random.default_rng(0), 0
+    for _ in range(150):
+        content = bytearray(whole.getvalue())
+        for place in random.integers(len(content), size=3):
+            content[place] = random.integers(256)
+        path.write_bytes(content[: random.integers(1, 2 * len(content))])
+        try:
+            assert decode(path, 8).shape == (3, 8, 8)
+        except UNREADABLE:
+            unreadable += 1
+    assert unreadable > 20
+
+
+@pytest.mark.parametrize("suffix", ["png", "jpg", "gif", "bmp", "webp"])
+def test_a_file_that_is_cut_short_is_an_error(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"a.{suffix}"
+    _photo(64, 64).save(path)
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    with pytest.raises(UNREADABLE):
+        decode(path, 8)
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> ImageFiles:
+    for number in range(10):
+        _photo(12, 9, seed=number).save(tmp_path / f"{number}.png")
+    names = np.array([f"{number}.png" for number in range(10)])
+    digests = np.stack([image_digest(decode(tmp_path / name, 8)) for name in names])
+    return ImageFiles(tmp_path, names, (8, 8), 8, digests)
+
+
+def _all(files: ImageFiles) -> torch.Tensor:
+    return torch.stack([torch.from_numpy(decode(files.folder / str(name), 8)) for name in files.names])
+
+
+def test_files_are_indexed_like_a_tensor(files: ImageFiles) -> None:
+    images = _all(files)
+    assert (len(files), files.shape) == (10, images.shape)
+    for samples in (slice(2, 7), slice(None), slice(3, 3), torch.tensor([4, 1, 1]), torch.arange(10) % 3 == 0):
+        assert torch.equal(files[samples], images[samples])
+    taken = files.take(np.array([5, 0, 9]))
+    assert torch.equal(taken[1:], images[[0, 9]])
+    assert taken[torch.tensor([], dtype=torch.int64)].shape == (0, 3, 8, 8)
+
+
+@pytest.mark.parametrize("count", [0, 1, 2, 5])
+def test_reading_ahead_gives_the_batches_in_turn(files: ImageFiles, count: int) -> None:
+    images = _all(files)
+    batches = [torch.tensor([number, 9 - number]) for number in range(count)]
+    expected = [images[batch] for batch in batches]
+    for source in (files, images):
+        found = list(read_ahead(source, batches))
+        assert len(found) == count
+        assert all(torch.equal(one, other) for one, other in zip(found, expected, strict=True))
+
+
+class Watched:
+    """Images that note which batches were asked for."""
+
+    def __init__(self) -> None:
+        self.asked: list[int] = []
+        self.second = threading.Event()
+
+    def __getitem__(self, batch: torch.Tensor) -> torch.Tensor:
+        self.asked.append(int(batch))
+        if int(batch) == 1:
+            self.second.set()
+        return batch
+
+
+def test_the_next_batch_is_read_while_one_is_in_use_and_no_more() -> None:
+    images = Watched()
+    batches = read_ahead(images, [torch.tensor([number]) for number in range(4)])  # type: ignore[arg-type]
+    assert int(next(batches)) == 0
+    assert images.second.wait(10)
+    assert images.asked == [0, 1]
+    assert int(next(batches)) == 1
+
+
+def test_a_file_that_is_gone_or_changed_stops_with_its_name(files: ImageFiles) -> None:
+    (files.folder / "3.png").unlink()
+    _photo(12, 9, seed=77).save(files.folder / "4.png")
+    (files.folder / "5.png").write_bytes(b"no image")
+    for number, says in ((3, "could be read when the run began"), (4, "held another image"), (5, "could be read")):
+        with pytest.raises(InputError, match=rf"data\.root: got '.*/{number}\.png'; {says}"):
+            files[number : number + 1]
+        with pytest.raises(InputError, match=says):
+            list(read_ahead(files, [torch.tensor([0]), torch.tensor([number])]))

@@ -1,0 +1,267 @@
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from distsens.data import Dataset, ImageFiles, Published, Source, load
+from distsens.data import folder as folder_module
+from distsens.errors import InputError
+
+CLASSES = ("ant", "bee", "cat")
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A cache folder of the test's own."""
+    path = tmp_path_factory.mktemp("cache")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(path))
+    return path / "distsens"
+
+
+def _image(path: Path, seed: int = 0, size: tuple[int, int] = (6, 5)) -> np.ndarray:
+    """Write an image of this width and height; its pixels (3, H, W)."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pixels = np.random.default_rng(seed).integers(256, size=(*size[::-1], 3)).astype(np.uint8)
+    Image.fromarray(pixels).save(path)
+    return pixels.transpose(2, 0, 1)
+
+
+def _classes(folder: Path, count: int, first: int = 0, **options: Any) -> np.ndarray:
+    """Class folders with so many images each; all their pixels, class by class."""
+    return np.stack(
+        [
+            _image(folder / name / f"{number}.png", first + count * label + number, **options)
+            for label, name in enumerate(CLASSES)
+            for number in range(count)
+        ]
+    )
+
+
+def _read(root: Path, **options: Any) -> Published:
+    return folder_module.read(Source(root, **options))
+
+
+@pytest.mark.parametrize("test", ["test", "val"])
+def test_train_and_test_folders_are_the_splits(tmp_path: Path, test: str) -> None:
+    train = _classes(tmp_path / "train", 4)
+    other = _classes(tmp_path / test, 2, first=100)
+    published = _read(tmp_path)
+    assert published.classes == CLASSES
+    assert np.array_equal(published.train.images, train)
+    assert published.train.labels.tolist() == [0] * 4 + [1] * 4 + [2] * 4
+    assert np.array_equal(published.test.images, other)
+    assert published.test.labels.tolist() == [0, 0, 1, 1, 2, 2]
+    assert published.left_out == ()
+
+
+def test_a_test_folder_without_class_folders_gives_way_to_val(tmp_path: Path) -> None:
+    _classes(tmp_path / "train", 2)
+    expected = _classes(tmp_path / "val", 1, first=100)
+    _image(tmp_path / "test" / "unlabelled.png")
+    assert np.array_equal(_read(tmp_path).test.images, expected)
+    _classes(tmp_path / "test", 3, first=200)
+    assert len(_read(tmp_path).test) == 9
+
+
+@pytest.mark.parametrize("inside", ["", "train"])
+def test_without_a_test_folder_a_part_is_held_out_and_always_the_same(tmp_path: Path, inside: str) -> None:
+    everything = _classes(tmp_path / inside, 10)
+    published = _read(tmp_path, test_fraction=0.3)
+    assert np.bincount(published.test.labels).tolist() == [3, 3, 3]
+    assert np.bincount(published.train.labels).tolist() == [7, 7, 7]
+    both = np.concatenate([published.train.images, published.test.images])
+    assert {image.tobytes() for image in both} == {image.tobytes() for image in everything}
+
+    def test_of(seed: int) -> str:
+        return load("folder", Source(tmp_path, test_fraction=0.3), validation_fraction=0.2, seed=seed).test.digest()
+
+    assert test_of(0) == test_of(1) == published.test.digest()
+    with pytest.raises(InputError, match=r"data\.test_fraction: got 0\.01; must leave each of 3 classes an image"):
+        _read(tmp_path, test_fraction=0.01)
+
+
+def test_a_class_may_be_called_train(tmp_path: Path) -> None:
+    for name in ("car", "train"):
+        for number in range(5):
+            _image(tmp_path / name / f"{number}.png", number)
+    assert _read(tmp_path).classes == ("car", "train")
+
+
+def test_what_is_no_image_or_hidden_is_passed_over(tmp_path: Path) -> None:
+    _classes(tmp_path, 5)
+    nested = _image(tmp_path / "bee" / "more" / "5.PNG", 50)
+    for name in ("notes.txt", "Thumbs.db", ".hidden.png", "._0.png", "ant/.hidden.png", "ant/a.csv", "ant/.git/a.png"):
+        path = tmp_path / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(b"something else")
+    (tmp_path / ".cache").mkdir()
+    (tmp_path / "ant" / "loop").symlink_to(tmp_path)
+    published = _read(tmp_path)
+    assert len(published.train) + len(published.test) == 16
+    assert published.left_out == ()
+    images = [*published.train.images, *published.test.images]
+    labels = [*published.train.labels, *published.test.labels]
+    assert [label for image, label in zip(images, labels, strict=True) if np.array_equal(image, nested)] == [1]
+
+
+def test_links_to_images_and_to_class_folders_are_followed(tmp_path: Path) -> None:
+    _classes(tmp_path / "elsewhere", 5)
+    (tmp_path / "set").mkdir()
+    for name in ("ant", "bee"):
+        (tmp_path / "set" / name).symlink_to(tmp_path / "elsewhere" / name)
+    (tmp_path / "set" / "cat").mkdir()
+    for number in range(5):
+        (tmp_path / "set" / "cat" / f"{number}.png").symlink_to(tmp_path / "elsewhere" / "cat" / f"{number}.png")
+    linked, direct = _read(tmp_path / "set"), _read(tmp_path / "elsewhere")
+    assert (linked.train.digest(), linked.test.digest()) == (direct.train.digest(), direct.test.digest())
+
+
+@pytest.mark.parametrize("memory", [4.0, 0.0])
+def test_files_that_cannot_be_read_are_left_out_and_named(tmp_path: Path, memory: float) -> None:
+    train = _classes(tmp_path / "train", 4)
+    test = _classes(tmp_path / "test", 2)
+    cut = tmp_path / "train" / "ant" / "1.png"
+    cut.write_bytes(cut.read_bytes()[:90])
+    (tmp_path / "test" / "bee" / "0.png").write_bytes(b"<html>not found</html>")
+    (tmp_path / "train" / "cat" / "9.png").symlink_to(tmp_path / "nothing")
+    published = _read(tmp_path, memory=memory)
+    assert len(published.left_out) == 3
+    assert published.left_out[0].startswith("train/ant/1.png (image file is truncated")
+    assert published.left_out[1:] == ("train/cat/9.png (No such file or directory)", "test/bee/0.png (not an image)")
+    assert np.array_equal(np.asarray(published.train.images[:]), np.delete(train, 1, axis=0))
+    assert np.array_equal(np.asarray(published.test.images[:]), np.delete(test, 2, axis=0))
+    assert published.test.labels.tolist() == [0, 0, 1, 2, 2]
+    dataset = load("folder", Source(tmp_path, memory=memory), validation_fraction=0.5, seed=0)
+    assert dataset.left_out == published.left_out
+
+
+def test_a_class_that_ends_empty_is_refused(tmp_path: Path) -> None:
+    _classes(tmp_path / "train", 1)
+    _classes(tmp_path / "test", 1)
+    (tmp_path / "test" / "bee" / "0.png").write_bytes(b"")
+    with pytest.raises(InputError, match=r"class 'bee' has no test image that can be read"):
+        _read(tmp_path)
+    (tmp_path / "train" / "cat" / "0.png").unlink()
+    with pytest.raises(InputError, match=r"class 'cat' has no training image that can be read"):
+        _read(tmp_path)
+
+
+def test_splits_of_different_classes_are_refused(tmp_path: Path) -> None:
+    _classes(tmp_path / "train", 1)
+    _classes(tmp_path / "test", 1)
+    (tmp_path / "test" / "dog").mkdir()
+    with pytest.raises(InputError, match="train and test must have the same classes, not 'dog'"):
+        _read(tmp_path)
+
+
+def test_a_folder_of_something_else_is_refused(tmp_path: Path) -> None:
+    _image(tmp_path / "images" / "ant" / "0.png")
+    (tmp_path / "images" / "ant" / "0.png").write_bytes(b"")
+    (tmp_path / "empty" / "ant").mkdir(parents=True)
+    for root, says in (
+        (None, "must be a folder of class folders"),
+        (tmp_path / "absent", "must be a folder of class folders"),
+        (tmp_path / "empty", "must be a folder of class folders with images"),
+        (tmp_path / "images", "must hold images that can be read; none of 1 files can"),
+    ):
+        with pytest.raises(InputError, match=says) as error:
+            folder_module.read(Source(root))
+        assert error.value.field == "data.root"
+
+
+def test_images_of_several_sizes_need_a_size(tmp_path: Path) -> None:
+    _classes(tmp_path, 5)
+    _image(tmp_path / "cat" / "9.png", size=(8, 7))
+    with pytest.raises(InputError, match=r"data\.image_size: got None; .* several sizes: 6x5, and 8x7 in cat/9\.png"):
+        _read(tmp_path)
+    published = _read(tmp_path, image_size=4)
+    assert (published.train.shape, len(published.train) + len(published.test)) == ((3, 4, 4), 16)
+
+
+def _both(root: Path, **options: Any) -> tuple[Dataset, Dataset]:
+    """The data set in memory and in files."""
+    kept, left = (
+        load("folder", Source(root, memory=memory, **options), validation_fraction=0.25, seed=0, limit=6)
+        for memory in (4.0, 0.0)
+    )
+    return kept, left
+
+
+def test_images_that_do_not_fit_stay_in_their_files_and_are_the_same(tmp_path: Path) -> None:
+    _classes(tmp_path / "train", 6)
+    _classes(tmp_path / "test", 2, first=100)
+    for options in ({}, {"image_size": 4}):
+        kept, left = _both(tmp_path, **options)
+        assert kept.digest() == left.digest()
+        assert kept.shape == left.shape
+        for split in ("train", "validation", "test"):
+            one, other = getattr(kept, split), getattr(left, split)
+            assert isinstance(one.images, np.ndarray)
+            assert isinstance(other.images, ImageFiles)
+            assert np.array_equal(one.images, other.images[:].numpy())
+            assert np.array_equal(one.labels, other.labels)
+
+
+def test_the_memory_that_decides_is_that_of_all_images_together(tmp_path: Path) -> None:
+    _classes(tmp_path, 5)
+    needed = 15 * 3 * 6 * 5 / 2**30
+    assert isinstance(_read(tmp_path, memory=needed).train.images, np.ndarray)
+    assert isinstance(_read(tmp_path, memory=needed * 0.99).train.images, ImageFiles)
+
+
+def test_large_folders_are_decoded_once_until_a_file_changes(
+    tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _classes(tmp_path, 5)
+    (tmp_path / "bee" / "9.png").write_bytes(b"no image")
+    decoded: list[str] = []
+    real = folder_module.decode
+
+    def counted(path: Path, image_size: int | None) -> np.ndarray:
+        decoded.append(path.name)
+        return real(path, image_size)
+
+    monkeypatch.setattr(folder_module, "decode", counted)
+    first = _read(tmp_path, image_size=4, memory=0)
+    assert len(decoded) == 16
+    again = _read(tmp_path, image_size=4, memory=0)
+    assert len(decoded) == 16
+    assert again.left_out == first.left_out == ("bee/9.png (not an image)",)
+    assert again.train.digest() == first.train.digest()
+
+    _read(tmp_path, image_size=5, memory=0)
+    assert len(decoded) == 32
+    os.utime(tmp_path / "ant" / "0.png", ns=(1, 1))
+    _read(tmp_path, image_size=4, memory=0)
+    assert len(decoded) == 48
+    for path in cache.iterdir():
+        path.write_bytes(path.read_bytes()[:100])
+    assert _read(tmp_path, image_size=4, memory=0).train.digest() == first.train.digest()
+    assert len(decoded) == 64
+
+
+def test_a_cache_that_cannot_be_written_is_told_and_done_without(tmp_path: Path, cache: Path) -> None:
+    _classes(tmp_path, 5)
+    cache.write_bytes(b"no folder")
+    told: list[str] = []
+    assert isinstance(_read(tmp_path, memory=0, tell=told.append).train.images, ImageFiles)
+    assert told[0] == "read 15 of 15 images"
+    assert told[1].startswith("the next run must read all images again: ")
+
+
+def test_extra_images_need_the_others_in_memory(tmp_path: Path) -> None:
+    _classes(tmp_path / "set", 10)
+    np.savez(tmp_path / "extra.npz", images=np.zeros((4, 5, 6, 3), np.uint8), labels=np.arange(4) % 3)
+
+    def extra(memory: float) -> Dataset:
+        source = Source(tmp_path / "set", memory=memory)
+        return load("folder", source, validation_fraction=0.25, seed=0, extra=tmp_path / "extra.npz")
+
+    assert extra(4.0).extra == 4
+    with pytest.raises(InputError, match=r"data\.extra: .* raise data\.memory"):
+        extra(0.0)
