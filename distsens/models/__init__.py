@@ -1,0 +1,48 @@
+"""Classifiers by name or ``package.module:factory``: images in [0, 1] in, logits out, normalisation inside."""
+
+from distsens.models.catalogue import MODELS, Builder, build
+from distsens.models.lenet import lenet5
+from distsens.models.pixels import PixelModel
+from distsens.models.preact import preact_resnet18, wide_resnet
+from distsens.models.resnet import resnet18, resnet34, resnet50
+from distsens.models.small_cnn import small_cnn
+from distsens.models.torchvision_models import torchvision_model, torchvision_names
+from distsens.models.vgg import vgg11_bn, vgg16_bn
+from distsens.models.vit import vit_tiny
+from distsens.models.weights import (
+    WEIGHTS_SUFFIXES,
+    load_initial_weights,
+    load_state,
+    normalisation_of,
+    read_weights,
+    state_of,
+    state_to_bytes,
+    weights_digest,
+)
+
+__all__ = [
+    "MODELS",
+    "WEIGHTS_SUFFIXES",
+    "Builder",
+    "PixelModel",
+    "build",
+    "lenet5",
+    "load_initial_weights",
+    "load_state",
+    "normalisation_of",
+    "preact_resnet18",
+    "read_weights",
+    "resnet18",
+    "resnet34",
+    "resnet50",
+    "small_cnn",
+    "state_of",
+    "state_to_bytes",
+    "torchvision_model",
+    "torchvision_names",
+    "vgg11_bn",
+    "vgg16_bn",
+    "vit_tiny",
+    "weights_digest",
+    "wide_resnet",
+]
