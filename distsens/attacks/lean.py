@@ -1,0 +1,138 @@
+"""Cheaper forwards for the layers of a network that is frozen and in eval mode."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from copy import copy, deepcopy
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor, fx, nn
+from torch.autograd.graph import disable_saved_tensors_hooks
+from torch.nn.modules import module as torch_module
+from torch.nn.utils.fusion import fuse_conv_bn_weights
+
+Forward = Callable[[Tensor], Tensor]
+_Pairs = list[tuple[Any, Any]]
+
+_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
+
+# Pairs of a network beside the modules that it had when it was traced: once they are others, it is traced anew.
+_traced: WeakKeyDictionary[nn.Module, tuple[list[nn.Module], _Pairs]] = WeakKeyDictionary()
+
+
+def lean_forwards(network: nn.Module, precision: torch.dtype | None) -> dict[nn.Module, Forward]:
+    """Forwards by layer with which the network, as long as its weights stay, gives the same outputs sooner.
+
+    A convolution whose output a batch norm reads, and nothing else, takes over the norm's scale and shift, and the
+    norm hands on what it gets. Convolutions and linear layers hold their weights channels last, as the images are, and
+    in ``precision`` if there is one, to which autocast would otherwise cast them in every forward.
+
+    Only plain layers of ``torch.nn`` qualify. A network with hooks, which may read or change any layer, or with
+    compiled parts is left as it is: no forwards.
+    """
+    if _is_watched(network):
+        return {}
+    forwards: dict[nn.Module, Forward] = {}
+    for convolution, norm in _conv_norm_pairs(network):
+        # A norm may be kept in train mode, or have no statistics of its own, by a network's own doing.
+        if norm.training or norm.running_mean is None or not _is_plain(convolution, _CONVOLUTIONS):
+            continue
+        weight, bias = fuse_conv_bn_weights(
+            convolution.weight, convolution.bias, norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias
+        )
+        forwards[convolution] = _forward_with({"weight": weight, "bias": bias}, convolution, precision)
+        forwards[norm] = _hand_on
+    for layer in network.modules():
+        if layer not in forwards and _is_plain(layer, (*_CONVOLUTIONS, nn.Linear)):
+            forwards[layer] = _forward_with(layer._parameters, layer, precision)
+    return forwards
+
+
+@contextmanager
+def replaced(network: nn.Module, forwards: Mapping[nn.Module, Forward]) -> Iterator[None]:
+    """Let the network's layers run ``forwards`` inside the block, unless it has got hooks meanwhile."""
+    layers = [] if _is_watched(network) else list(forwards)
+    try:
+        for layer in layers:
+            vars(layer)["forward"] = forwards[layer]
+        yield
+    finally:
+        for layer in layers:
+            vars(layer).pop("forward", None)
+
+
+def _is_watched(network: nn.Module) -> bool:
+    """Whether something else has its hand in a forward: hooks, a compiler, one object's own forward."""
+    return bool(torch_module._has_any_global_hook()) or any(
+        module._forward_hooks
+        or module._forward_pre_hooks
+        or module._backward_hooks
+        or module._backward_pre_hooks
+        or module._compiled_call_impl is not None
+        or "forward" in vars(module)
+        for module in network.modules()
+    )
+
+
+def _is_plain(layer: nn.Module, kinds: tuple[type[nn.Module], ...]) -> bool:
+    """A layer of exactly one of these kinds (a subclass may do more) with float32 weights of its own."""
+    weight = layer._parameters.get("weight")
+    return type(layer) in kinds and weight is not None and weight.dtype is torch.float32
+
+
+def _forward_with(weights: Mapping[str, Tensor | None], layer: nn.Module, precision: torch.dtype | None) -> Forward:
+    """The layer's forward with these weights: that of a twin which shares all the rest."""
+    twin = copy(layer)
+    twin._parameters = {
+        name: None if one is None else nn.Parameter(_lean(one, precision), requires_grad=False)
+        for name, one in weights.items()
+    }
+    forward: Forward = twin.forward
+    return forward
+
+
+def _lean(weight: Tensor, precision: torch.dtype | None) -> Tensor:
+    layout = torch.channels_last if weight.ndim == 4 else torch.preserve_format
+    return weight.detach().to(precision, memory_format=layout)
+
+
+def _hand_on(outputs: Tensor) -> Tensor:
+    return outputs
+
+
+def _conv_norm_pairs(network: nn.Module) -> _Pairs:
+    """Convolutions whose only reader is a batch norm, each with that norm; looked for once per network."""
+    modules = list(network.modules())[1:]  # Without the network itself, which an entry must not keep alive.
+    if network not in _traced or _traced[network][0] != modules:
+        _traced[network] = (modules, _trace_pairs(network))
+    return _traced[network][1]
+
+
+def _trace_pairs(network: nn.Module) -> _Pairs:
+    kinds = {type(module) for module in network.modules()}
+    if kinds.isdisjoint(_CONVOLUTIONS) or kinds.isdisjoint(_NORMS):
+        return []
+    tensors = {id(tensor): tensor for tensor in (*network.parameters(), *network.buffers())}
+    try:
+        # A copy (that shares the tensors), because a forward may keep what it sees, here stand-ins for tensors.
+        # Checkpointing, which repeats parts of the forward in the backward pass, is refused: the parts would differ.
+        with disable_saved_tensors_hooks("a layer that runs again in the backward pass cannot be replaced"):
+            nodes = fx.Tracer().trace(deepcopy(network, tensors)).nodes
+    except Exception:  # Whatever a network's own code says to a stand-in: its order of layers is not proved.
+        return []
+    calls = Counter(node.target for node in nodes if node.op == "call_module")
+    pairs: _Pairs = []
+    for node in nodes:
+        reads = node.args[0] if node.op == "call_module" and node.args else None
+        if not (isinstance(reads, fx.Node) and reads.op == "call_module" and len(reads.users) == 1):
+            continue
+        convolution, norm = network.get_submodule(str(reads.target)), network.get_submodule(str(node.target))
+        once = calls[reads.target] == calls[node.target] == 1
+        if once and type(norm) in _NORMS:
+            pairs.append((convolution, norm))
+    return pairs

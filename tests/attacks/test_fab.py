@@ -1,0 +1,55 @@
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from distsens.attacks import FAB, Norm, Threat
+
+
+def test_more_targets_come_as_close_as_one_and_closer(trained: nn.Module, digits: tuple[Tensor, Tensor]) -> None:
+    images, labels = digits[0][:40], digits[1][:40]
+    attack = FAB(Threat("l2", 1.0), steps=10, targets=1)
+    one, all_ = (replace(attack, targets=targets).closest(trained, images, labels).distances for targets in (1, 99))
+    assert (all_ <= 1.01 * one).all()
+    assert (all_ < 0.99 * one).any()
+
+
+def test_restarts_come_as_close_as_one_run_and_closer(trained: nn.Module, digits: tuple[Tensor, Tensor]) -> None:
+    images, labels = digits[0][:40], digits[1][:40]
+    attack = FAB(Threat("l1", 100.0), steps=15, targets=2)
+    one, three = (replace(attack, restarts=restarts).closest(trained, images, labels).distances for restarts in (1, 3))
+    assert (three <= 1.01 * one).all()
+    assert (three < 0.99 * one).any()
+
+
+def test_an_image_whose_steps_change_nothing_is_left_alone(images: Tensor) -> None:
+    class Flat(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return 0.0 * x.flatten(1)[:, :3] + torch.tensor([1.0, 0.0, 0.0])
+
+    found = FAB(Threat("l2", 1.0), steps=50)(Flat(), images, torch.zeros(12, dtype=torch.int64))
+    assert found.evaluations.tolist() == [1 + 2 * 2] * 12
+
+
+@pytest.mark.peers
+@pytest.mark.parametrize(("norm", "eps"), [("linf", 0.12), ("l2", 0.6), ("l1", 1.7)])
+def test_robust_accuracy_is_that_of_the_public_fab_t(
+    norm: Norm, eps: float, trained: nn.Module, digits: tuple[Tensor, Tensor]
+) -> None:
+    pyautoattack = pytest.importorskip("pyautoattack")
+    images, labels = digits[0][:120], digits[1][:120]
+    with torch.random.fork_rng(devices=[]):
+        peer = pyautoattack.AutoAttack(
+            trained, attacks=["fab-t"], norm=norm.capitalize(), eps=eps, version="custom", seed=0
+        )
+        theirs, *_ = peer.run_standard_evaluation(images, labels)
+    ours = FAB(Threat(norm, eps))(trained, images, labels).adversarial
+    with torch.no_grad():
+        robust, robust_theirs = (
+            100.0 * (trained(adversarial).argmax(1) == labels).double().mean().item() for adversarial in (ours, theirs)
+        )
+    assert 20.0 < robust_theirs < 80.0
+    assert robust_theirs - 3.0 <= robust <= robust_theirs + 1.0
