@@ -1,0 +1,63 @@
+"""Free adversarial training: one backward pass gives the weights' gradient and the images'."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+from distsens.attacks import GradientAttack
+from distsens.errors import InputError
+from distsens.training.step import Batch, StepResult, TrainingStep
+
+
+@dataclass
+class FreeStep:
+    """A step that trains ``replays`` times on each batch, while a perturbation of its images climbs along.
+
+    Shafahi et al., "Adversarial Training for Free!", NeurIPS 2019, algorithm 1: every replay forwards ``x + delta``,
+    lets the optimizer step, and moves delta by one step of length eps up the gradient with respect to the images that
+    the same backward pass gave (of the whole loss, so with SNS including its term). Each batch starts from what the
+    batch before it left at the same position of the global batch, as far as it keeps the images in [0, 1].
+
+    Otherwise than published, every epoch starts at ``delta = 0``, so that a checkpoint between epochs holds all that a
+    resumed run needs. Learning rate, weight average and the refresh of SNS go by batches, not by replays.
+
+    step : the step that is repeated; of its attack only the threat counts.
+    replays : optimizer steps on each batch (m; the paper trains on CIFAR with 8 and divides the epochs by it).
+    """
+
+    step: TrainingStep
+    replays: int
+    _perturbation: Tensor | None = field(default=None, init=False)
+
+    def begin_epoch(self) -> None:
+        """Put the model in training mode and forget the perturbation."""
+        self.step.begin_epoch()
+        self._perturbation = None
+
+    def trained_with(self, attack: GradientAttack) -> TrainingStep:
+        """Give up the replays for this attack's examples."""
+        return self.step.trained_with(attack)
+
+    def __call__(
+        self, batch: Batch, *, eps_factor: float = 1.0, sns_weight: float | None = None, awp_gamma: float = 0.0
+    ) -> StepResult:
+        """Train ``replays`` times on a batch; sums are over all replays, the norm is their mean."""
+        if awp_gamma > 0.0:
+            raise InputError("training.awp_gamma", awp_gamma, "free adversarial training has no second pass for it")
+        threat = self.step.attack.threat.scaled(eps_factor)
+        points = batch.images
+        if self._perturbation is not None:
+            points = threat.project(points + self._perturbation, batch.images)
+        sums: dict[str, Tensor | float] = {}
+        norms = []
+        for _ in range(self.replays):
+            twins = points.detach().requires_grad_()
+            result = self.step.descend(batch, twins, sns_weight=sns_weight)
+            assert twins.grad is not None
+            points = threat.project(threat.ascend(points, twins.grad, threat.eps), batch.images)
+            sums = {name: sums.get(name, 0.0) + value for name, value in result.sums.items()}
+            norms.append(result.gradient_norm)
+        self._perturbation = points - batch.images
+        return StepResult(sums, sum(norms) / len(norms))
