@@ -1,0 +1,32 @@
+"""Checkpoints and results in a place that holds whole files: complete or absent, never half; checked by digest.
+
+A place is a folder or a prefix of an S3 bucket. `published` holds the models that finished runs leave for others.
+"""
+
+from distsens.storage import published
+from distsens.storage.checkpoint import Checkpoint, CheckpointError
+from distsens.storage.checkpoints import Checkpoints, Found
+from distsens.storage.json_files import read_json, write_json
+from distsens.storage.local import LocalPlace
+from distsens.storage.manifest import FileRecord, Manifest
+from distsens.storage.place import Place, open_place
+from distsens.storage.run_record import RUN_FILE, RunRecord, read_run, write_run
+
+__all__ = [
+    "RUN_FILE",
+    "Checkpoint",
+    "CheckpointError",
+    "Checkpoints",
+    "FileRecord",
+    "Found",
+    "LocalPlace",
+    "Manifest",
+    "Place",
+    "RunRecord",
+    "open_place",
+    "published",
+    "read_json",
+    "read_run",
+    "write_json",
+    "write_run",
+]
