@@ -1,0 +1,19 @@
+"""MLflow: one run per experiment, whatever restarts.
+
+Only the driver process uses this room; workers hand it their numbers. Every function is given the store's address, none
+looks at the current folder or at MLflow's global state. MLflow itself is imported when a store is first opened.
+"""
+
+from distsens.tracking.fetch import LoggedFiles, fetch_model_files
+from distsens.tracking.run import WEIGHTS_ARTIFACT, TrackedRun
+from distsens.tracking.store import check_run, check_tracking, without_password
+
+__all__ = [
+    "WEIGHTS_ARTIFACT",
+    "LoggedFiles",
+    "TrackedRun",
+    "check_run",
+    "check_tracking",
+    "fetch_model_files",
+    "without_password",
+]

@@ -1,0 +1,261 @@
+"""One MLflow run: opened once, reopened after every restart, ended once."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import tempfile
+import time
+import uuid
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING, Literal
+
+from distsens.errors import InputError
+from distsens.tracking.guardian import DRIVER_TAG, OUTCOME_TAG, Guardian
+from distsens.tracking.store import artifact_location, connect, find_run, open_experiment
+
+if TYPE_CHECKING:
+    import numpy as np
+    from matplotlib.figure import Figure
+    from mlflow import MlflowClient
+    from mlflow.entities import Metric
+    from numpy.typing import NDArray
+    from torch import nn
+
+MODEL_TAG = "distsens.model"
+MODEL_NAME = "model"
+WEIGHTS_ARTIFACT = "weights/model.safetensors"
+_EPOCH = "epoch"
+_LONGEST_DIGEST = 36
+
+
+class TrackedRun:
+    """A run that is RUNNING and belongs to this process until `finish`.
+
+    Open it by `TrackedRun.create` or `TrackedRun.reopen`. A guardian process sets the run KILLED if this one dies
+    first. There is one writer: workers send their numbers to the driver.
+    """
+
+    def __init__(self, client: MlflowClient, run_id: str, driver: str, last_epoch: int | None) -> None:
+        self.uri = str(client.tracking_uri)
+        self.run_id = run_id
+        self._client = client
+        self._last_epoch = last_epoch
+        self._guardian: Guardian | None = Guardian(self.uri, run_id, driver)
+
+    @classmethod
+    def create(
+        cls,
+        uri: str,
+        *,
+        experiment: str,
+        name: str,
+        params: Mapping[str, str | int | float | bool | None],
+        tags: Mapping[str, str],
+        artifact_root: str | None,
+    ) -> TrackedRun:
+        """Start a new run.
+
+        Parameters
+        ----------
+        uri : address of the store; see `check_tracking`.
+        experiment : name of the MLflow experiment, created unless it exists.
+        name : the run's name; need not be unique.
+        params : what the run was started with, written at once and never changed. MLflow cuts values of more than
+            6000 characters.
+        tags : what can be searched for and may change later.
+        artifact_root : folder or URI under which the experiment's artifacts are stored; used when the experiment is
+            created. None leaves it to the server, or puts them beside an SQLite file.
+        """
+        location = artifact_location(uri, artifact_root)
+        client = connect(uri)
+        from mlflow.entities import Param
+
+        driver = uuid.uuid4().hex
+        experiment_id = open_experiment(client, experiment, location)
+        started = client.create_run(experiment_id, tags={**tags, DRIVER_TAG: driver}, run_name=name)
+        run = cls(client, started.info.run_id, driver, last_epoch=None)
+        client.log_batch(run.run_id, params=[Param(key, str(value)) for key, value in params.items()])
+        return run
+
+    @classmethod
+    def reopen(cls, uri: str, run_id: str) -> TrackedRun:
+        """Continue a run, whatever ended it, under its own id.
+
+        Raises
+        ------
+        InputError : the store holds no such run, or it was deleted.
+        """
+        client = connect(uri)
+        found = find_run(client, run_id)
+        driver = uuid.uuid4().hex
+        # The tag first: from then on no earlier guardian touches the run.
+        client.set_tag(run_id, DRIVER_TAG, driver)
+        client.update_run(run_id, status="RUNNING")
+        if OUTCOME_TAG in found.data.tags:
+            client.delete_tag(run_id, OUTCOME_TAG)
+        last_epoch = found.data.metrics.get(_EPOCH)
+        return cls(client, run_id, driver, None if last_epoch is None else int(last_epoch))
+
+    def last_logged_epoch(self) -> int | None:
+        """The highest epoch that `log_epoch` has written, None before the first."""
+        return self._last_epoch
+
+    def log_epoch(self, epoch: int, metrics: Mapping[str, float]) -> None:
+        """Write an epoch's metrics in one call, with the epoch as their step and as the metric ``epoch``.
+
+        An epoch up to `last_logged_epoch` is ignored: a resumed run repeats the epochs after its last checkpoint, with
+        the same numbers. Characters that MLflow refuses in a name become ``_``. Infinities are written as NaN, because
+        MLflow would store them as 1.8e308, a number that nobody measured.
+        """
+        if self._last_epoch is not None and epoch <= self._last_epoch:
+            return
+        self._client.log_batch(self.run_id, _as_metrics({**metrics, _EPOCH: epoch}, step=epoch))
+        self._last_epoch = epoch
+
+    def log_result(self, metrics: Mapping[str, float]) -> None:
+        """Write numbers of the finished model (a final evaluation), under the same rules as `log_epoch`.
+
+        A number that the run already holds is not written again.
+        """
+        known = self._client.get_run(self.run_id).data.metrics
+        batch = _as_metrics(metrics, step=self._last_epoch or 0)
+        self._client.log_batch(self.run_id, [metric for metric in batch if known.get(metric.key) != metric.value])
+
+    def log_dataset(
+        self,
+        name: str,
+        *,
+        digest: str,
+        context: str,
+        source: str,
+        images: int,
+        image_shape: tuple[int, ...],
+        classes: int,
+    ) -> None:
+        """Record a data set that the run uses; recording it again changes nothing.
+
+        Parameters
+        ----------
+        name : the data set's name.
+        digest : of its content. MLflow shows the first 36 characters; the profile holds all of them.
+        context : what it is used for, such as ``train``. A data set (name and digest) has one context in a run.
+        source : where it came from: a path, an address or a name.
+        images : how many there are.
+        image_shape : of one uint8 image, (C, H, W).
+        classes : how many labels there are.
+        """
+        import numpy as np
+        from mlflow.data.schema import TensorDatasetSchema
+        from mlflow.entities import Dataset, DatasetInput, InputTag
+        from mlflow.types import Schema, TensorSpec
+
+        schema = TensorDatasetSchema(
+            features=Schema([TensorSpec(np.dtype(np.uint8), (-1, *image_shape))]),
+            targets=Schema([TensorSpec(np.dtype(np.int64), (-1,))]),
+        )
+        profile = {"num_rows": images, "image_shape": image_shape, "classes": classes, "digest": digest}
+        dataset = Dataset(
+            name=name,
+            digest=digest[:_LONGEST_DIGEST],
+            source_type="local",
+            source=json.dumps({"uri": source}),
+            schema=json.dumps(schema.to_dict()),
+            profile=json.dumps(profile),
+        )
+        self._client.log_inputs(self.run_id, [DatasetInput(dataset, [InputTag("mlflow.data.context", context)])])
+
+    def set_tag(self, name: str, value: str) -> None:
+        """Set a tag, replacing an earlier value."""
+        self._client.set_tag(self.run_id, name, value)
+
+    def log_bytes(self, path: str, data: bytes) -> None:
+        """Store an artifact under a relative path with ``/``, replacing an earlier one."""
+        target = PurePosixPath(path)
+        with tempfile.TemporaryDirectory() as folder:
+            file = Path(folder) / target.name
+            file.write_bytes(data)
+            self._client.log_artifact(
+                self.run_id, str(file), "" if target.parent == PurePosixPath() else str(target.parent)
+            )
+
+    def log_text(self, path: str, text: str) -> None:
+        """Store a text artifact as UTF-8."""
+        self.log_bytes(path, text.encode())
+
+    def log_json(self, path: str, content: object) -> None:
+        """Store a JSON artifact."""
+        self.log_text(path, json.dumps(content, indent=2) + "\n")
+
+    def log_figure(self, path: str, figure: Figure) -> None:
+        """Store a figure in the format that the path's suffix names; the figure stays open."""
+        self._client.log_figure(self.run_id, figure, path)
+
+    def log_model(self, model: nn.Module, example: NDArray[np.float32], weights: bytes) -> str | None:
+        """Store the model's weights, and the model itself as a program that runs without its Python class.
+
+        The program (`torch.export`, pt2) holds no pickle, is in evaluation mode on the CPU, takes any batch size and is
+        differentiable with respect to its input. The caller's model is left as it is. A run keeps one model: logging
+        again replaces it.
+
+        Parameters
+        ----------
+        model : maps (N, C, H, W) images in [0, 1] to (N, K) logits; not wrapped in DDP.
+        example : (n, C, H, W) float32 images in [0, 1], n >= 2.
+        weights : the state in safetensors' format, stored as ``weights/model.safetensors``.
+
+        Returns
+        -------
+        The model's URI for `mlflow.pytorch.load_model`, or None where the model cannot be traced (control flow that
+        depends on the images). Then the weights alone are stored, and the tag ``distsens.model`` says why.
+        """
+        from distsens.tracking.model import ExportError, log_model
+
+        self.log_bytes(WEIGHTS_ARTIFACT, weights)
+        try:
+            model_uri = log_model(self._client, self.run_id, model, example, step=self._last_epoch or 0)
+        except ExportError as error:
+            self.set_tag(MODEL_TAG, f"weights only: {error}")
+            return None
+        self.set_tag(MODEL_TAG, model_uri)
+        return model_uri
+
+    @contextmanager
+    def watch_system(self, interval_s: float = 10.0) -> Iterator[None]:
+        """Record this host's CPU, memory, disk, network and GPU load as ``system/...`` while the block runs."""
+        from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
+
+        monitor = SystemMetricsMonitor(
+            self.run_id, sampling_interval=interval_s, resume_logging=True, tracking_uri=self.uri
+        )
+        monitor.start()
+        try:
+            yield
+        finally:
+            monitor.finish()
+
+    def finish(self, status: Literal["FINISHED", "FAILED", "KILLED"], message: str | None = None) -> None:
+        """End the run, with the message as its tag ``distsens.outcome``. Only the first call counts."""
+        if self._guardian is None:
+            return
+        if message is not None:
+            self.set_tag(OUTCOME_TAG, message)
+        self._client.set_terminated(self.run_id, status)
+        self._guardian.dismiss()
+        self._guardian = None
+
+
+def _as_metrics(metrics: Mapping[str, float], step: int) -> list[Metric]:
+    from mlflow.entities import Metric
+
+    now = int(time.time() * 1000)
+    batch: dict[str, Metric] = {}
+    for name, value in metrics.items():
+        key = re.sub(r"[^\w/.\- :]", "_", name)
+        if key in batch:
+            raise InputError("metrics", sorted(metrics), f"{name!r} and another name both become {key!r}")
+        batch[key] = Metric(key, value if math.isfinite(value) else math.nan, now, step)
+    return list(batch.values())
