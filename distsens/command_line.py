@@ -1,0 +1,103 @@
+"""The command line of the jobs: a recipe, and any field of it on top."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import fields, make_dataclass
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TypeVar
+
+import yaml
+
+from distsens.errors import InputError
+from distsens.experiment import merge
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+T = TypeVar("T", bound="DataclassInstance")
+
+WRONG_INPUT = 2
+"""Exit code of wrong input."""
+
+_INTERRUPTED = 130
+
+
+def parse_flags(arguments: Sequence[str]) -> dict[str, Any]:
+    """Turn ``--threat.eps 8/255 --dry-run --stabilize.layers a b`` into nested fields.
+
+    A flag without a value is true, ``--no-...`` (also ``--data.no-download``) false, several values are a list, and
+    dashes in names may stand for underscores. Values are read as in a recipe.
+    """
+    found: dict[str, Any] = {}
+    position = 0
+    while position < len(arguments):
+        flag, equals, value = arguments[position].partition("=")
+        position += 1
+        if not flag.startswith("--") or flag == "--":
+            raise InputError("command line", flag, "a value without a field; write --field value")
+        values = [value] if equals else []
+        while not equals and position < len(arguments) and not arguments[position].startswith("--"):
+            values.append(arguments[position])
+            position += 1
+        *sections, name = flag.removeprefix("--").replace("-", "_").split(".")
+        parsed: Any = [_value(one) for one in values] if len(values) > 1 else _value(values[0]) if values else True
+        if not values and name.startswith("no_"):
+            name, parsed = name.removeprefix("no_"), False
+        nested: dict[str, Any] = {name: parsed}
+        for section in reversed(sections):
+            nested = {section: nested}
+        found = merge(found, nested)
+    return found
+
+
+def _value(text: str) -> Any:
+    try:
+        return yaml.safe_load(text)
+    except (yaml.YAMLError, ValueError):  # ValueError: it looks like a date or a number, but is none
+        return text
+
+
+def as_lists(fields: Mapping[str, Any], shape: Mapping[str, Any]) -> dict[str, Any]:
+    """Wrap a single value in a list where ``shape`` (the defaults) holds one: ``--data.augment crop``."""
+    wrapped: dict[str, Any] = {}
+    for key, value in fields.items():
+        below = shape.get(key)
+        if isinstance(value, Mapping) and isinstance(below, Mapping):
+            wrapped[key] = as_lists(value, below)
+        else:
+            wrapped[key] = [value] if isinstance(below, list) and not isinstance(value, list) else value
+    return wrapped
+
+
+def take_options(kind: type[T], flags: dict[str, Any]) -> T:
+    """Take a job's own options out of ``flags``: the fields of a dataclass, of which a bool takes no value."""
+    given = {field.name: flags.pop(field.name) for field in fields(kind) if field.name in flags}
+    for name, value in given.items():
+        wanted = bool if isinstance(getattr(kind, name), bool) else str
+        if not isinstance(value, wanted):
+            raise InputError(name, value, "it takes no value" if wanted is bool else "it takes one value")
+    return kind(**given)
+
+
+def show_help(description: str, *parts: object) -> NoReturn:
+    """Print the flags of all parts (a job's options, an experiment), with defaults and one line on each; exit 0."""
+    import tyro
+
+    members = [(f"part{n}", Annotated[type(part), tyro.conf.arg(name="")]) for n, part in enumerate(parts)]
+    command = make_dataclass("command", members)
+    tyro.cli(command, default=command(*parts), description=description, args=["--help"])
+    raise AssertionError("the help page exits")
+
+
+def run_job(job: Callable[[Sequence[str]], int]) -> None:
+    """Run a job's main function on the command line and exit: wrong input is one line and exit code 2."""
+    try:
+        code = job(sys.argv[1:])
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)  # noqa: T201
+        code = WRONG_INPUT
+    except KeyboardInterrupt:
+        print("interrupted before the run began", file=sys.stderr)  # noqa: T201
+        code = _INTERRUPTED
+    sys.exit(code)

@@ -1,0 +1,421 @@
+"""One experiment: everything that decides a training run, typed, frozen and checked.
+
+A recipe is a YAML file with the fields of :class:`Experiment`; ``extends: other-recipe`` takes another one first.
+Wherever a number is expected a fraction such as ``8/255`` will do.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, Strict, ValidationError, model_validator
+from pydantic_core import ErrorDetails
+
+from distsens.errors import InputError
+
+
+def _number(value: object) -> object:
+    """``"8/255"``, and ``"1e-3"`` which YAML takes for text, as numbers; everything else is left to pydantic."""
+    if not isinstance(value, str):
+        return value
+    numerator, slash, denominator = value.partition("/")
+    try:
+        return float(numerator) / float(denominator) if slash else float(value)
+    except (ValueError, ZeroDivisionError):
+        return value
+
+
+# Strict, because otherwise true, which a flag without a value means, would count as 1.
+Number = Annotated[float, Strict(), BeforeValidator(_number)]
+Count = Annotated[int, Strict()]
+Precision = Literal["fp32", "bf16"]
+
+
+class Section(BaseModel):
+    """Fields that belong together: frozen, none unknown, none that is not a number."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    def flat(self) -> dict[str, str | int | float | bool | None]:
+        """Fields as ``{"threat.eps": 0.3, ...}``, lists as JSON: MLflow's parameters."""
+        return _flatten(self.model_dump(mode="json"))
+
+
+class Data(Section):
+    """What is trained on."""
+
+    name: str = Field(
+        "digits",
+        description="Data set: digits (embedded), mnist, fashion_mnist, kmnist, cifar10, cifar100, svhn, "
+        "folder (of class folders) or npz.",
+    )
+    root: Path | None = Field(
+        None,
+        description="Folder of the data sets, or the folder or npz itself; default $DISTSENS_DATA, else ./data.",
+    )
+    download: bool = Field(False, description="Download the data set into the folder if it is not there.")
+    validation_fraction: Number = Field(0.1, gt=0, lt=1, description="Part of the training set held out, stratified.")
+    limit: Count | None = Field(None, ge=1, description="Train on this many images only (stratified).")
+    augment: tuple[str, ...] = Field(
+        (), description="Augmentations on the device, in order: crop, flip, cutout, trivial_augment."
+    )
+    image_size: Count | None = Field(None, ge=1, description="folder: resize and crop images to squares of this side.")
+    test_fraction: Number = Field(0.2, gt=0, lt=1, description="folder: part held out where there is no test folder.")
+    memory: Number = Field(4.0, ge=0, description="folder: GiB of images kept in memory; more are decoded as needed.")
+    extra: Path | None = Field(None, description="An .npz of extra images and labels to train on, e.g. synthetic ones.")
+    extra_ratio: Number = Field(0.5, gt=0, lt=1, description="Part of each global batch that is extra images.")
+
+
+class Model(Section):
+    """The classifier, which takes images in [0, 1]."""
+
+    name: str = Field(
+        "small_cnn",
+        description="small_cnn, lenet5, resnet18, resnet34, resnet50, preact_resnet18, vgg11_bn, vgg16_bn, vit_tiny, "
+        "wrn34_10 and other wide ResNets, torchvision:resnet50 and the like, or package.module:factory.",
+    )
+    small_images: bool = Field(
+        False, description="torchvision models: a 3x3 stem that keeps the resolution, for images of about 32x32."
+    )
+    weights: Path | None = Field(
+        None,
+        description="Initial weights: a .safetensors, .pt or .pth file that every worker can read; default random.",
+    )
+    weights_sha256: str | None = Field(
+        None, pattern=r"^[0-9a-f]{64}$", description="SHA-256 that the file of weights must have; a run fills it in."
+    )
+    mean: tuple[Number, ...] = Field(
+        (0.0,), description="Subtracted from each channel inside the model (1 or C values)."
+    )
+    std: tuple[Number, ...] = Field((1.0,), description="Each channel is then divided by it inside the model.")
+
+
+class ThreatModel(Section):
+    """What the attacker may do."""
+
+    norm: Literal["linf", "l2", "l1"] = Field("linf", description="Norm of the ball around an image.")
+    eps: Number = Field(8 / 255, ge=0, description="Radius in pixel space [0, 1], e.g. 8/255.")
+
+    @model_validator(mode="after")
+    def _in_pixel_space(self) -> ThreatModel:
+        if self.norm == "linf" and self.eps > 1:
+            raise InputError("threat.eps", self.eps, "pixels lie in [0, 1], so a linf eps must too (8/255, not 8)")
+        return self
+
+
+class Attack(Section):
+    """A gradient attack within the threat model."""
+
+    name: Literal["auto", "fgsm", "fast_fgsm", "bim", "mim", "step_ll", "pgd", "cw_pgd"] = Field(
+        "auto", description="Attack; auto: what the objective's paper trains with, and pgd for validation and test."
+    )
+    steps: Count = Field(10, ge=1, description="Gradient steps; fgsm, fast_fgsm and step_ll take one.")
+    step_size: Number | None = Field(
+        None,
+        gt=0,
+        description="Length of a step; default 2.5 * eps / steps, bim and mim eps / steps, fast_fgsm 1.25 * eps; "
+        "fgsm and step_ll take eps.",
+    )
+    random_start: Literal["uniform", "normal", "none"] = Field(
+        "uniform",
+        description="pgd, cw_pgd: start uniformly in the ball, 0.001 * normal beside the image, or at the image.",
+    )
+    momentum: Number = Field(1.0, ge=0, description="mim: decay of the sum of gradients.")
+    l1_fraction: Number = Field(0.01, gt=0, le=1, description="l1: part of the image's values that a step moves.")
+    restarts: Count = Field(1, ge=1, description="Independent attempts per image.")
+    precision: Precision = Field("fp32", description="Number type of the attack's passes.")
+
+
+class ObjectiveChoice(Section):
+    """The loss that is trained with; SNS comes on top of any."""
+
+    name: Literal["standard", "nat", "pgd_at", "fast_at", "free_at", "alp", "trades", "mart"] = Field(
+        "pgd_at", description="Objective."
+    )
+    beta: Number | None = Field(
+        None, ge=0, description="alp, trades, mart: weight of the term between twins; default the paper's 0.5, 6, 5."
+    )
+    alpha: Number = Field(0.5, ge=0, le=1, description="nat: weight of the benign images, 1 - alpha of their twins.")
+    replays: Count = Field(
+        8, ge=1, description="free_at: times that each batch is used in a row; epochs still count passes over the data."
+    )
+    label_smoothing: Number = Field(
+        0.0, ge=0, lt=1, description="Part of the label's weight in a cross-entropy that all classes share (not mart)."
+    )
+
+    @model_validator(mode="after")
+    def _smooths_a_cross_entropy(self) -> ObjectiveChoice:
+        if self.name == "mart" and self.label_smoothing > 0:
+            raise InputError(
+                "objective.label_smoothing", self.label_smoothing, "mart has no cross-entropy to smooth: leave it at 0"
+            )
+        return self
+
+
+class Stabilize(Section):
+    """Sensitive neuron stabilizing (SNS)."""
+
+    weight: Number = Field(0.0, ge=0, description="Weight of the term at its full strength; 0 turns SNS off.")
+    ratio: Number = Field(0.1, gt=0, le=1, description="Part of each layer's neurons that is stabilized.")
+    selection: Literal["top", "random", "bottom", "all"] = Field("top", description="Which neurons; top is SNS.")
+    layers: tuple[str, ...] = Field(
+        ("auto",),
+        min_length=1,
+        description="Layers: names, globs, or auto (all convolutions and linear layers but the logits).",
+    )
+    distance: Literal["l1", "l2", "cosine"] = Field(
+        "l1", description="Distance between benign and adversarial outputs."
+    )
+    measure: Literal["absolute", "relative"] = Field(
+        "absolute", description="Sensitivity as it is, or divided by the neuron's mean benign output."
+    )
+    pairs: Number = Field(
+        1 / 16, gt=0, le=1, description="Part of a batch's pairs that is compared: 1/n takes every n-th."
+    )
+    refresh_steps: Count | None = Field(None, ge=1, description="Select anew every n steps; default once an epoch.")
+    decay: Number = Field(0.5, ge=0, lt=1, description="Weight of the past in the average that selects.")
+    warmup_start: Number = Field(0.3, ge=0, le=1, description="Part of training after which the weight starts to grow.")
+    warmup_end: Number = Field(0.6, ge=0, le=1, description="Part of training at which the weight is full.")
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Stabilize:
+        if self.warmup_end < self.warmup_start:
+            raise InputError("stabilize.warmup_end", self.warmup_end, f"at least warmup_start ({self.warmup_start})")
+        return self
+
+
+class Training(Section):
+    """Optimisation."""
+
+    epochs: Count = Field(20, ge=1, description="Passes over the training set.")
+    batch_size: Count = Field(128, ge=1, description="Images in a step, over all workers together.")
+    optimizer: Literal["sgd", "adamw"] = Field("sgd", description="Optimizer (SGD with Nesterov momentum).")
+    lr: Number = Field(0.1, gt=0, description="Highest learning rate.")
+    momentum: Number = Field(0.9, ge=0, lt=1, description="SGD: momentum.")
+    weight_decay: Number = Field(5e-4, ge=0, description="Weight decay.")
+    schedule: Literal["onecycle", "cosine", "piecewise", "constant"] = Field(
+        "onecycle", description="Learning rate over training."
+    )
+    warmup: Number | None = Field(
+        None, ge=0, lt=1, description="Part of training in which the rate rises; default 0.3 for onecycle, else 0."
+    )
+    milestones: tuple[Number, ...] = Field((0.5, 0.75), description="piecewise: parts of training at which lr drops.")
+    drop: Number = Field(0.1, gt=0, le=1, description="piecewise: factor of each drop.")
+    eps_warmup: Number = Field(0.0, ge=0, le=1, description="Part of training in which the attack's eps grows from 0.")
+    gradient_clip: Number | None = Field(None, gt=0, description="Largest gradient norm; default no clipping.")
+    awp_gamma: Number | None = Field(
+        None, gt=0, description="Adversarial weight perturbation (AWP) by this part of each weight; usual 0.005."
+    )
+    awp_warmup: Number = Field(0.0, ge=0, le=1, description="Part of training before AWP begins.")
+    ema_decay: Number | None = Field(None, gt=0, lt=1, description="Average the weights with this decay; default off.")
+    precision: Precision = Field("fp32", description="Number type of the training forward (weights stay fp32).")
+    patience: Count | None = Field(
+        None,
+        ge=1,
+        description="End after n epochs without better robust accuracy, counted from when eps and SNS are at their "
+        "full strength; default never.",
+    )
+    batch_norm: Literal["joint", "separate", "adversarial", "benign"] = Field(
+        "joint",
+        description="Statistics of benign images and adversarial twins: joint, or separate for each half; running "
+        "statistics from both halves, or from the adversarial or benign one alone.",
+    )
+    sync_batch_norm: bool = Field(False, description="Batch norm by the statistics of all workers' images.")
+
+
+class OverfittingAlarm(Section):
+    """Catastrophic overfitting, looked for where the training attack takes fewer steps than the validation attack."""
+
+    action: Literal["none", "warn", "stop", "rollback"] = Field(
+        "warn",
+        description="Say so, stop, or go back to the best epoch and on with the validation attack; none is silent.",
+    )
+    gap: Number = Field(0.2, gt=0, le=1, description="Least accuracy under the training attack above the robust one.")
+    fall: Number = Field(0.5, gt=0, lt=1, description="Robust accuracy is at most this part of the run's best.")
+
+
+class Workers(Section):
+    """Ray Train workers."""
+
+    num: Count = Field(2, ge=1, description="Number of workers.")
+    cpus: Count = Field(1, ge=1, description="CPU cores, and so threads, of each.")
+    gpus: Count = Field(0, ge=0, le=1, description="GPUs of each (0 or 1).")
+    max_failures: Count = Field(2, ge=0, description="Restarts from the newest checkpoint when a worker or node dies.")
+
+
+class CheckpointPolicy(Section):
+    """What is kept to resume from."""
+
+    every: Count = Field(1, ge=1, description="Save every n epochs (and on a new best).")
+    keep: Count = Field(2, ge=1, description="Newest checkpoints kept, beside the best.")
+
+
+class StoragePlace(Section):
+    """Where runs are kept."""
+
+    path: str | None = Field(
+        None,
+        description="Folder of the runs, or s3://bucket/prefix (endpoint, region, credentials: the AWS variables); "
+        "default ./runs (for a submitted Ray job ~/distsens/runs on the head).",
+    )
+
+
+class Tracking(Section):
+    """MLflow."""
+
+    uri: str | None = Field(
+        None, description="Tracking URI; default $MLFLOW_TRACKING_URI, else sqlite in the folder of the runs."
+    )
+    experiment: str = Field("distsens", description="MLflow experiment.")
+
+
+class Experiment(Section):
+    """Everything that decides a training run."""
+
+    name: str = Field(
+        "experiment", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="Name; runs are called after it."
+    )
+    seed: Count = Field(
+        0, ge=0, lt=2**31, description="Decides splits, initial weights, order, augmentation and attacks."
+    )
+    data: Data = Data()
+    model: Model = Model()
+    threat: ThreatModel = ThreatModel()
+    attack: Attack = Field(Attack(), description="The attack trained with.")
+    validation: Attack = Field(Attack(), description="The cheap attack that selects the best epoch, on validation.")
+    test: Attack = Field(Attack(steps=20), description="The attack that judges the best epoch once, on test.")
+    objective: ObjectiveChoice = ObjectiveChoice()
+    stabilize: Stabilize = Stabilize()
+    training: Training = Training()
+    alarm: OverfittingAlarm = OverfittingAlarm()
+    workers: Workers = Workers()
+    checkpoint: CheckpointPolicy = CheckpointPolicy()
+    storage: StoragePlace = StoragePlace()
+    tracking: Tracking = Tracking()
+
+    @model_validator(mode="after")
+    def _one_image_a_worker(self) -> Experiment:
+        if self.training.batch_size < self.workers.num:
+            raise InputError(
+                "training.batch_size", self.training.batch_size, f"at least one image a worker ({self.workers.num})"
+            )
+        return self
+
+    @staticmethod
+    def parse(fields: Mapping[str, Any]) -> Experiment:
+        """Validate fields; the first that cannot work is an :class:`InputError` that names it."""
+        # On top of the defaults, because a section's own defaults may be others: test has 20 steps, any attack 10.
+        return validate(Experiment, merge(Experiment().model_dump(), fields))
+
+    def to_yaml(self) -> str:
+        """The whole experiment as a recipe."""
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
+
+    def digest(self) -> str:
+        """SHA-256 of all that decides the trained parameters, so not of workers, places and names."""
+        aside = {"name", "workers", "checkpoint", "storage", "tracking"}
+        fields = self.model_dump(mode="json", exclude={*aside, "data"})
+        fields["data"] = self.data.model_dump(mode="json", exclude={"root", "download", "memory"})
+        if self.model.weights_sha256 is not None:  # a file's content decides, wherever it lies
+            del fields["model"]["weights"]
+        return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()
+
+    def differences(self, other: Experiment) -> list[str]:
+        """Dotted names of the fields in which two experiments differ."""
+        mine, theirs = self.flat(), other.flat()
+        return [field for field in mine if mine[field] != theirs[field]]
+
+
+def load_recipe(recipe: str, folders: Sequence[Path]) -> dict[str, Any]:
+    """Fields of a recipe given by name (looked up in the folders) or by the path of a YAML file."""
+    return _load_recipe(recipe, tuple(folders), ())
+
+
+def _load_recipe(recipe: str, folders: tuple[Path, ...], above: tuple[str, ...]) -> dict[str, Any]:
+    path = _find_recipe(recipe, folders)
+    if str(path) in above:
+        raise InputError("extends", recipe, "the recipes extend one another in a circle")
+    try:
+        fields = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except (OSError, ValueError, yaml.YAMLError) as error:  # ValueError: not UTF-8, or no date, as 2026-02-30
+        raise InputError("recipe", str(path), "it is not readable YAML: " + " ".join(str(error).split())) from None
+    if not isinstance(fields, dict):
+        raise InputError("recipe", str(path), "it must hold fields, as in data: {name: digits}")
+    base = fields.pop("extends", None)
+    if base is None:
+        return fields
+    return merge(_load_recipe(str(base), (path.parent, *folders), (*above, str(path))), fields)
+
+
+def _find_recipe(recipe: str, folders: tuple[Path, ...]) -> Path:
+    if "/" in recipe or recipe.endswith((".yaml", ".yml")):
+        path = Path(recipe).expanduser()
+        if not path.is_file():
+            raise InputError("recipe", recipe, "there is no such file")
+        return path.resolve()
+    for folder in folders:
+        if (path := folder / f"{recipe}.yaml").is_file():
+            return path.resolve()
+    known = sorted({path.stem for folder in folders for path in folder.glob("*.yaml")})
+    raise InputError("recipe", recipe, "one of " + ", ".join(known) + ", or the path of a YAML file")
+
+
+def merge(fields: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """``fields`` with ``changes`` on top, section by section."""
+    merged = dict(fields)
+    for key, value in changes.items():
+        below = merged.get(key)
+        merged[key] = merge(below, value) if isinstance(below, Mapping) and isinstance(value, Mapping) else value
+    return merged
+
+
+def _flatten(fields: Mapping[str, Any], prefix: str = "") -> dict[str, str | int | float | bool | None]:
+    flat: dict[str, str | int | float | bool | None] = {}
+    for key, value in fields.items():
+        if isinstance(value, Mapping):
+            flat |= _flatten(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = json.dumps(value) if isinstance(value, list) else value
+    return flat
+
+
+S = TypeVar("S", bound=Section)
+
+
+def validate(kind: type[S], fields: Mapping[str, Any]) -> S:
+    """Fields as a section of this kind; the first that cannot work is an :class:`InputError` that names it."""
+    try:
+        return kind.model_validate(fields)
+    except ValidationError as error:
+        raise _first(kind, error) from None
+
+
+def _first(kind: type[Section], error: ValidationError) -> InputError:
+    details = error.errors()[0]
+    cause = details.get("ctx", {}).get("error")
+    if isinstance(cause, InputError):
+        return cause
+    names = [part for part in details["loc"] if isinstance(part, str)]
+    return InputError(".".join(names) or kind.__name__.lower(), details["input"], _allowed(kind, details, names))
+
+
+def _allowed(kind: type[Section], details: ErrorDetails, names: list[str]) -> str:
+    section: Any = kind
+    for name in names[:-1]:
+        section = section.model_fields[name].annotation
+    if details["type"] == "extra_forbidden":
+        return "there is no such field; allowed are " + ", ".join(section.model_fields)
+    message = details["msg"][0].lower() + details["msg"][1:]
+    limits = section.model_fields[names[-1]].metadata if names else []
+    bounds = [
+        f"{sign} {bound}"
+        for limit in limits
+        for word, sign in (("gt", "above"), ("ge", "at least"), ("lt", "below"), ("le", "at most"))
+        if (bound := getattr(limit, word, None)) is not None
+    ]
+    return f"{message} (allowed: {', '.join(bounds)})" if len(bounds) > 1 else message

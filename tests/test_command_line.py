@@ -1,0 +1,214 @@
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from distsens.command_line import WRONG_INPUT, as_lists, parse_flags, run_job, show_help
+from distsens.errors import InputError
+from distsens.experiment import Experiment
+
+NAMES = st.from_regex(r"[a-z]{1,4}(_[a-z]{1,3})?", fullmatch=True).filter(lambda name: not name.startswith("no_"))
+SCALARS = (
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats(allow_nan=False)
+    | st.text(st.characters(exclude_categories=["C"]), max_size=8)
+)
+FIELDS = st.dictionaries(st.lists(NAMES, min_size=1, max_size=3).map(tuple), SCALARS | st.lists(SCALARS, min_size=2))
+
+
+def as_yaml(value: object) -> str:
+    """One value as somebody would write it in a recipe."""
+    text = yaml.safe_dump(value, default_flow_style=True, allow_unicode=True, width=10**6)
+    return text.removesuffix("...\n").removesuffix("\n")
+
+
+@given(fields=FIELDS, dashes=st.booleans(), data=st.data())
+def test_flags_say_what_a_recipe_with_the_same_fields_says(
+    fields: dict[tuple[str, ...], Any], dashes: bool, data: st.DataObject
+) -> None:
+    expected: dict[str, Any] = {}
+    arguments: list[str] = []
+    for path, value in fields.items():
+        section = expected
+        for name in path[:-1]:
+            if not isinstance(section.get(name), dict):
+                section[name] = {}
+            section = section[name]
+        section[path[-1]] = value
+        flag = "--" + ".".join(path)
+        flag = flag.replace("_", "-") if dashes else flag
+        written = [as_yaml(one) for one in (value if isinstance(value, list) else [value])]
+        if len(written) == 1 and data.draw(st.booleans(), label="equals sign"):
+            arguments.append(f"{flag}={written[0]}")
+        else:
+            arguments += [flag, *written]
+    assert parse_flags(arguments) == expected
+
+
+@pytest.mark.parametrize(
+    ("written", "value"),
+    [
+        ("8/255", "8/255"),
+        ("1e-3", "1e-3"),
+        ("-1", -1),
+        ("-0.5", -0.5),
+        ("null", None),
+        ("no", False),
+        ("true", True),
+        ("'no'", "no"),
+        ("[a, b]", ["a", "b"]),
+        ("[]", []),
+        ("", None),
+        ("a=b", "a=b"),
+        ("package.module:factory", "package.module:factory"),
+        ("http://host:5000", "http://host:5000"),
+        ("*conv*", "*conv*"),
+        ("@x", "@x"),
+        ("a: b: c", "a: b: c"),
+        ("2026-02-30", "2026-02-30"),
+        ("0b_", "0b_"),
+        ("!thing", "!thing"),
+    ],
+)
+def test_a_value_is_read_as_in_a_recipe_and_else_as_text(written: str, value: object) -> None:
+    assert parse_flags(["--x", written]) == {"x": value}
+    assert parse_flags([f"--x={written}"]) == {"x": value}
+
+
+def test_numbers_that_yaml_takes_for_text_are_numbers_in_an_experiment() -> None:
+    flags = parse_flags(["--threat.eps", "8/255", "--training.lr", "1e-3", "--stabilize.weight=5E-1"])
+    experiment = Experiment.parse(flags)
+    assert (experiment.threat.eps, experiment.training.lr, experiment.stabilize.weight) == (8 / 255, 0.001, 0.5)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "fields"),
+    [
+        ([], {}),
+        (["--dry-run"], {"dry_run": True}),
+        (["--dry-run", "--x", "1"], {"dry_run": True, "x": 1}),
+        (["--no-dry-run"], {"dry_run": False}),
+        (["--data.no-download"], {"data": {"download": False}}),
+        (["--data.download", "false"], {"data": {"download": False}}),
+        (["--no-thing", "3"], {"no_thing": 3}),
+        (["--stabilize.layers", "a", "b"], {"stabilize": {"layers": ["a", "b"]}}),
+        (["--a.b", "1", "--a.c", "2", "--a.b", "3"], {"a": {"b": 3, "c": 2}}),
+        (["--x", "-1", "-2"], {"x": [-1, -2]}),
+        (["--refresh-steps", "3"], {"refresh_steps": 3}),
+    ],
+)
+def test_flags_lists_and_switches(arguments: list[str], fields: dict[str, Any]) -> None:
+    assert parse_flags(arguments) == fields
+
+
+@pytest.mark.parametrize("arguments", [["quickstart"], ["-x", "1"], ["--x=1", "2"], ["--"], ["", "1"]])
+def test_a_value_without_a_field_is_refused(arguments: list[str]) -> None:
+    with pytest.raises(InputError, match=r"command line: got .*; a value without a field; write --field value"):
+        parse_flags(arguments)
+
+
+@pytest.mark.parametrize("flag", ["--training.epochs", "--threat.eps", "--seed"])
+def test_a_number_whose_value_was_forgotten_is_refused(flag: str) -> None:
+    with pytest.raises(InputError, match=f"^{flag.removeprefix('--')}: got True"):
+        Experiment.parse(parse_flags([flag, "--data.download"]))
+
+
+def test_a_single_value_becomes_a_list_where_the_field_holds_one() -> None:
+    shape = Experiment().model_dump(mode="json")
+    flags = parse_flags(["--data.augment", "crop", "--model.mean", "1/2", "--training.epochs", "3"])
+    experiment = Experiment.parse(as_lists(flags, shape))
+    assert experiment.data.augment == ("crop",)
+    assert experiment.model.mean == (0.5,)
+    assert experiment.training.epochs == 3
+
+
+def test_lists_unknown_fields_and_sections_stay_what_they_are() -> None:
+    shape = {"a": [1], "b": {"c": [], "d": 1}}
+    fields = {"a": [2, 3], "b": {"c": 4, "d": 5, "e": 6}, "f": {"g": 7}}
+    assert as_lists(fields, shape) == {"a": [2, 3], "b": {"c": [4], "d": 5, "e": 6}, "f": {"g": 7}}
+
+
+@dataclass(frozen=True)
+class Options:
+    """A job's own flags."""
+
+    recipe: str | None = None
+    """Which one."""
+    dry_run: bool = False
+    """Check only."""
+
+
+def test_help_shows_every_flag_and_default_and_exits_with_0(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    with pytest.raises(SystemExit) as exited:
+        show_help("What the job does.", Options(), Experiment())
+    assert exited.value.code == 0
+    shown = capsys.readouterr().out
+    assert "What the job does." in shown
+    assert "--recipe" in shown
+    assert "Check only." in shown
+    for field, value in Experiment().flat().items():
+        flag = "--" + field.replace("_", "-")
+        assert flag in shown or "--" + field.rpartition(".")[0] + ".no-" in shown
+        assert value is None or isinstance(value, str | bool) or f"{value:g}" in shown
+
+
+def exit_code(job: Callable[[Sequence[str]], int], monkeypatch: pytest.MonkeyPatch, *arguments: str) -> object:
+    monkeypatch.setattr("sys.argv", ["job.py", *arguments])
+    with pytest.raises(SystemExit) as exited:
+        run_job(job)
+    return exited.value.code
+
+
+@pytest.mark.parametrize("code", [0, 1])
+def test_a_job_gets_the_arguments_and_its_result_is_the_exit_code(code: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[str] = []
+
+    def job(arguments: Sequence[str]) -> int:
+        seen.extend(arguments)
+        return code
+
+    assert exit_code(job, monkeypatch, "--recipe", "quickstart") == code
+    assert seen == ["--recipe", "quickstart"]
+
+
+def test_wrong_input_is_one_line_on_stderr_and_exit_code_2(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def job(arguments: Sequence[str]) -> int:
+        Experiment.parse(parse_flags(arguments))
+        return 0
+
+    assert exit_code(job, monkeypatch, "--training.epochs", "0") == WRONG_INPUT == 2
+    output = capsys.readouterr()
+    assert output.out == ""
+    assert output.err == "error: training.epochs: got 0; input should be greater than or equal to 1\n"
+
+
+def test_an_interrupt_is_one_line_and_the_shells_exit_code(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def job(_: Sequence[str]) -> int:
+        raise KeyboardInterrupt
+
+    assert exit_code(job, monkeypatch) == 130
+    assert len(capsys.readouterr().err.splitlines()) == 1
+
+
+def test_an_error_of_the_program_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    def job(_: Sequence[str]) -> int:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr("sys.argv", ["job.py"])
+    with pytest.raises(ZeroDivisionError):
+        run_job(job)
