@@ -1,0 +1,54 @@
+"""Robust accuracy of a classifier, whoever trained it: found by its address, examined, attacked, and claimed."""
+
+from distsens.evaluation.adaptive import Adaptive, Pool
+from distsens.evaluation.addresses import find_subject
+from distsens.evaluation.claim import Verification, check_claim, make_claim, proportion, verify
+from distsens.evaluation.corruption_error import (
+    ErrorRates,
+    corruption_errors,
+    mean_corruption_error,
+    relative_corruption_errors,
+    relative_mean_corruption_error,
+)
+from distsens.evaluation.examine import Examined, Judgement, examine
+from distsens.evaluation.health import inspect
+from distsens.evaluation.intervals import Spread, over_seeds, wilson
+from distsens.evaluation.last_iterate import LastIterate
+from distsens.evaluation.ledger import Ledger, Proportion
+from distsens.evaluation.masking import Check, masking_checks
+from distsens.evaluation.measure import Measurement, measure
+from distsens.evaluation.subject import Architecture, Subject
+from distsens.evaluation.transfer import Transfer
+
+__all__ = [
+    "Adaptive",
+    "Architecture",
+    "Check",
+    "ErrorRates",
+    "Examined",
+    "Judgement",
+    "LastIterate",
+    "Ledger",
+    "Measurement",
+    "Pool",
+    "Proportion",
+    "Spread",
+    "Subject",
+    "Transfer",
+    "Verification",
+    "check_claim",
+    "corruption_errors",
+    "examine",
+    "find_subject",
+    "inspect",
+    "make_claim",
+    "masking_checks",
+    "mean_corruption_error",
+    "measure",
+    "over_seeds",
+    "proportion",
+    "relative_corruption_errors",
+    "relative_mean_corruption_error",
+    "verify",
+    "wilson",
+]

@@ -1,0 +1,128 @@
+"""A claim of robustness that somebody else can check: what was judged, how, and what became of every image."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from distsens.errors import InputError
+from distsens.evaluation.ledger import Ledger, Proportion
+
+FORMAT = 1
+_KEYS = ("format", "examination", "model", "data", "images", "clean_accuracy", "robust_accuracy", "right", "standing")
+_TOLERANCE = 0.003
+
+
+def proportion(value: Proportion) -> dict[str, float]:
+    """A proportion as a JSON object, with its 95 % interval."""
+    low, high = value.interval
+    return {"value": value.value, "low": low, "high": high, "count": value.count, "images": value.total}
+
+
+def make_claim(
+    ledger: Ledger,
+    *,
+    examination: Mapping[str, Any],
+    model: Mapping[str, Any],
+    data: Mapping[str, Any],
+    versions: Mapping[str, str],
+    seconds: float,
+) -> dict[str, Any]:
+    """What `distsens` claims of a classifier, as a JSON document.
+
+    Beside the fields that RobustBench's entries have (threat model, clean and robust accuracy, attacks) it says what
+    another person needs in order to check them: digests of weights and data, seed, versions, cost, and which images
+    were classified right and which withstood every attack, as hexadecimal digits of four images each, the first one
+    highest.
+    """
+    return {
+        "format": FORMAT,
+        "model": dict(model),
+        "data": dict(data),
+        "threat": dict(examination["threat"]),
+        "attacks": {name: {"standing": proportion(after)} for name, after in ledger.after_attack.items()},
+        "images": len(ledger),
+        "clean_accuracy": proportion(ledger.clean),
+        "robust_accuracy": proportion(ledger.robust),
+        "right": _digits((ledger.rows["label"] == ledger.rows["prediction"]).tolist()),
+        "standing": _digits(ledger.standing.tolist()),
+        "evaluations": ledger.spent,
+        "seconds": seconds,
+        "versions": dict(versions),
+        "examination": dict(examination),
+    }
+
+
+def check_claim(document: object, path: str) -> dict[str, Any]:
+    """The claim, if it is one of this version's; else an `InputError` that says what is wrong."""
+    if not isinstance(document, dict):
+        raise InputError("verify", path, "must hold a claim, a JSON object")
+    if missing := [key for key in _KEYS if key not in document]:
+        raise InputError("verify", path, f"must hold a claim; it lacks {', '.join(missing)}")
+    if document["format"] != FORMAT:
+        raise InputError("verify", path, f"is of format {document['format']}; this version reads {FORMAT}")
+    claimed = document["robust_accuracy"]["count"], document["clean_accuracy"]["count"]
+    counted = tuple(sum(_flags(document[key], document["images"])) for key in ("standing", "right"))
+    if claimed != counted:
+        raise InputError("verify", path, f"contradicts itself: it claims {claimed} images and lists {counted}")
+    return document
+
+
+@dataclass(frozen=True)
+class Verification:
+    """What became of a claim when a sample of its images was judged anew.
+
+    images : judged anew; overclaimed : of them, images claimed to stand, or to be right, that do not.
+    """
+
+    images: int
+    overclaimed: int
+    underclaimed: int
+    faults: tuple[str, ...]
+
+    @property
+    def holds(self) -> bool:
+        """No digest differs, and at most 0.3 % of the images (one at least may, by rounding) are overclaimed."""
+        return not self.faults and self.overclaimed <= max(1, round(_TOLERANCE * self.images))
+
+    @property
+    def sentence(self) -> str:
+        """The verdict for people."""
+        if self.faults:
+            return "the claim does not hold: " + "; ".join(self.faults)
+        counts = (
+            f"of {self.images} images judged anew, {self.overclaimed} are claimed to withstand what they do not, and "
+            f"{self.underclaimed} withstand what they are claimed not to"
+        )
+        return f"the claim {'holds' if self.holds else 'does not hold'}: {counts}"
+
+
+def verify(claim: Mapping[str, Any], ledger: Ledger, *, model_sha256: str, data_digest: str) -> Verification:
+    """Compare a claim with a ledger of some of its images."""
+    faults = [
+        f"{what} has SHA-256 {found[:12]}, claimed is {claim[section][key][:12]}"
+        for what, section, key, found in (
+            ("the model", "model", "sha256", model_sha256),
+            ("the data", "data", "digest", data_digest),
+        )
+        if found != claim[section][key]
+    ]
+    right, standing = (_flags(claim[key], claim["images"]) for key in ("right", "standing"))
+    over = under = 0
+    for image, label, prediction, stands in zip(
+        ledger.rows["image"], ledger.rows["label"], ledger.rows["prediction"], ledger.standing, strict=True
+    ):
+        over += (right[image] and label != prediction) or (standing[image] and not stands)
+        under += (not right[image] and label == prediction) or (not standing[image] and stands)
+    return Verification(len(ledger), over, under, tuple(faults))
+
+
+def _digits(flags: Sequence[bool]) -> str:
+    padded = [*flags, *[False] * (-len(flags) % 4)]
+    return "".join(f"{int(''.join('01'[flag] for flag in padded[i : i + 4]), 2):x}" for i in range(0, len(padded), 4))
+
+
+def _flags(digits: str, count: int) -> list[bool]:
+    bits = "".join(f"{int(digit, 16):04b}" for digit in digits)
+    return [bit == "1" for bit in bits[:count]]

@@ -1,0 +1,113 @@
+"""Clean and robust accuracy and sensitivity of a classifier on a split, summed exactly over workers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from distsens.attacks import GradientAttack, attack_view
+from distsens.data import Images, rank_share, to_pixels
+from distsens.randomness import sample_keys
+from distsens.sensitivity import ActivationProbe, LayerSensitivity, PairSums, SensitivityMeter, pair_sums
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """Counts over all images of a split, each counted once, whatever the number of workers.
+
+    clean_correct : images classified right; robust_correct : per attack, images still right under it and clean.
+    sensitivity : per layer, between the images and their twins under the first attack.
+    """
+
+    images: int
+    clean_correct: int
+    robust_correct: dict[str, int]
+    sensitivity: dict[str, LayerSensitivity]
+
+    @property
+    def clean_accuracy(self) -> float:
+        """Part of the images classified right, in [0, 1]."""
+        return self.clean_correct / self.images
+
+    @property
+    def robust_accuracies(self) -> dict[str, float]:
+        """Per attack, the part of the images classified right both as they are and attacked."""
+        return {name: correct / self.images for name, correct in self.robust_correct.items()}
+
+    @property
+    def robust_accuracy(self) -> float:
+        """Under the first attack."""
+        return next(iter(self.robust_accuracies.values()))
+
+
+def measure(
+    model: nn.Module,
+    images: Images,
+    labels: Tensor,
+    attacks: Mapping[str, GradientAttack],
+    *,
+    layers: Sequence[str],
+    neurons: Mapping[str, int],
+    batch_size: int,
+    seed: int,
+    device: torch.device,
+    on_images: Callable[[int], None] = lambda _: None,
+) -> Measurement:
+    """Judge a classifier on a split: this worker takes its share, and all get the sums over everyone's.
+
+    Parameters
+    ----------
+    model : any classifier of [0, 1] images; judged in float32 and eval mode, left as it was.
+    images, labels : the whole split, uint8 (N, C, H, W), in memory or in files, and int64 (N,), the same on every
+        worker.
+    attacks : by name; the first one's examples are the twins that sensitivity is measured on.
+    layers, neurons : what to measure, and the number of neurons of each layer (see ``neuron_counts``).
+    batch_size : images at a time on this worker.
+    seed : random starts depend on it, the attack's name and the image's number alone.
+    on_images : told after every batch how many images this worker has done.
+    """
+    rank, workers = (
+        (dist.get_rank(), dist.get_world_size()) if dist.is_available() and dist.is_initialized() else (0, 1)
+    )
+    share = rank_share(len(images), rank, workers)
+    meter = SensitivityMeter(neurons, device)
+    counts = torch.zeros(1 + len(attacks), dtype=torch.float64, device=device)
+    for start in range(share.start, share.stop, batch_size):
+        rows = slice(start, min(start + batch_size, share.stop))
+        x, y = to_pixels(images[rows].to(device)), labels[rows].to(device)
+        samples = torch.arange(rows.start, rows.stop, device=device)
+        verdicts: list[Tensor] = []
+        for name, attack in attacks.items():
+            twins = attack(model, x, y, keys=sample_keys(samples, seed, "evaluate", name))
+            if verdicts:
+                verdicts.append(verdicts[0] & (_logits(model, twins).argmax(1) == y))
+            else:
+                logits, sums = _measured_logits(model, torch.cat([x, twins]), layers)
+                meter.add(sums)
+                clean_right, robust_right = (half.argmax(1) == y for half in logits.chunk(2))
+                verdicts = [clean_right, clean_right & robust_right]
+        counts += torch.stack(verdicts).sum(1)
+        on_images(rows.stop - share.start)
+    if workers > 1:
+        dist.all_reduce(counts)
+    meter.reduce()
+    clean, *robust = (int(count) for count in counts.tolist())
+    sensitivity = {layer: values.cpu() for layer, values in meter.compute().items()}
+    return Measurement(len(images), clean, dict(zip(attacks, robust, strict=True)), sensitivity)
+
+
+def _logits(model: nn.Module, images: Tensor) -> Tensor:
+    with attack_view(model) as logits, torch.no_grad():
+        return logits(images)
+
+
+def _measured_logits(model: nn.Module, pairs: Tensor, layers: Sequence[str]) -> tuple[Tensor, dict[str, PairSums]]:
+    """Logits of benign and adversarial images, one above the other, and every layer's sums over the pairs."""
+    probe = ActivationProbe(model, layers, read=lambda _, outputs: pair_sums(*outputs.chunk(2)))
+    with probe:
+        logits = _logits(model, pairs)
+    return logits, probe.outputs

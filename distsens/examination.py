@@ -1,0 +1,110 @@
+"""One examination: everything that decides how a trained classifier is judged, typed, frozen and checked."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field
+
+from distsens.experiment import Count, Experiment, Number, Section, StoragePlace, Tracking, Workers, merge, validate
+
+
+class JudgedModel(Section):
+    """The classifier; fields left out are those of the run that trained it, where that is ours."""
+
+    address: str = Field(
+        "",
+        description="A run, checkpoint or published model (a folder or s3://), runs:/..., models:/..., or a "
+        ".safetensors, .pt or .pth file of weights.",
+    )
+    factory: str | None = Field(None, description="File of weights: its catalogue name or package.module:function.")
+    small_images: bool = Field(False, description="File of weights of a torchvision model with the small-image stem.")
+    mean: tuple[Number, ...] | None = Field(None, description="File of weights: subtracted from each channel.")
+    std: tuple[Number, ...] | None = Field(None, description="File of weights: each channel is divided by it.")
+
+
+class JudgedData(Section):
+    """What it is judged on; fields left out are those of the training."""
+
+    name: str | None = Field(None, description="Data set of the catalogue, folder or npz.")
+    root: Path | None = Field(None, description="Folder of the data sets, or the folder or npz itself.")
+    download: bool = Field(False, description="Download the data set into the folder if it is not there.")
+    split: Literal["test", "validation", "train"] = Field("test", description="Split of the data set.")
+    limit: Count | None = Field(None, ge=1, description="The first n images of the split only.")
+    image_size: Count | None = Field(None, ge=1, description="folder: resize and crop images to squares of this side.")
+
+
+class JudgedThreat(Section):
+    """What the attacker may do; fields left out are those of the training."""
+
+    norm: Literal["linf", "l2", "l1"] | None = Field(None, description="Norm of the ball around an image.")
+    eps: Number | None = Field(None, gt=0, description="Radius in pixel space [0, 1], e.g. 8/255.")
+
+
+class GradientSteps(Section):
+    """PGD, its margin variant and MIM."""
+
+    steps: Count = Field(40, ge=1, description="Gradient steps.")
+    step_size: Number | None = Field(None, gt=0, description="Length of a step; default 2.5 * eps / steps.")
+    restarts: Count = Field(5, ge=1, description="Independent attempts per image (PGD).")
+
+
+class Examination(Section):
+    """Everything that decides how a classifier is judged."""
+
+    model: JudgedModel = JudgedModel()
+    data: JudgedData = JudgedData()
+    threat: JudgedThreat = JudgedThreat()
+    attacks: tuple[str, ...] = Field(
+        ("autoattack",),
+        min_length=1,
+        description="In order: autoattack (apgd-ce, apgd-t, fab-t, square), autoattack-rand, apgd-ce, apgd-dlr, "
+        "apgd-t, fab, fab-t, square, pgd, pgd-margin, mim, cw, deepfool, transfer, adaptive.",
+    )
+    pgd: GradientSteps = Field(GradientSteps(), description="PGD, its margin variant and MIM.")
+    transfer: str | None = Field(None, description="transfer: address of the model that examples are made on.")
+    every_attack: bool = Field(False, description="Run each attack on all images, not only on those still standing.")
+    eps_curve: tuple[Number, ...] = Field((), description="Also measure robust accuracy at these radii (apgd-ce).")
+    corruptions: tuple[str, ...] = Field((), description="Families of common corruptions, or all; severities 1 to 5.")
+    baseline: Path | None = Field(None, description="Summary of another evaluation that mCE is relative to.")
+    diagnostics: bool = Field(False, description="Look for signs of gradient masking.")
+    examples: str | None = Field(None, description="Folder or s3:// address to save benign and adversarial pairs in.")
+    seed: Count = Field(0, ge=0, lt=2**31, description="Decides all random numbers of the attacks.")
+    shard: Count = Field(100, ge=1, description="Images that are judged and stored together; what a resumed run skips.")
+    batch_size: Count = Field(250, ge=1, description="Images attacked at a time.")
+    workers: Workers = Workers()
+    storage: StoragePlace = StoragePlace()
+    tracking: Tracking = Tracking()
+
+    @staticmethod
+    def parse(fields: Mapping[str, Any]) -> Examination:
+        """Validate fields; the first that cannot work is an :class:`InputError` that names it."""
+        return validate(Examination, merge(Examination().model_dump(), fields))
+
+    def completed(self, training: Experiment | None) -> Examination:
+        """The same examination, with what it leaves out taken from the training of the model."""
+        if training is None:
+            return self
+        of_data = training.data.model_dump(include={"name", "root", "image_size"})
+        of_threat = training.threat.model_dump()
+        return self.model_copy(
+            update={
+                "data": self.data.model_copy(update=_missing(self.data, of_data)),
+                "threat": self.threat.model_copy(update=_missing(self.threat, of_threat)),
+            }
+        )
+
+    def digest(self) -> str:
+        """SHA-256 of all that decides the verdicts, so not of workers and places."""
+        fields = self.model_dump(mode="json", exclude={"workers", "storage", "tracking", "examples", "baseline"})
+        for place in ("root", "download"):
+            del fields["data"][place]
+        return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()
+
+
+def _missing(section: Section, others: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in others.items() if getattr(section, name) is None}

@@ -1,0 +1,187 @@
+"""An examination turned into its parts: the attacks by name, the images, and what each image is put through."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from torch import nn
+
+from distsens.assembly import data_root
+from distsens.attacks import (
+    APGD,
+    FAB,
+    AttackName,
+    CarliniWagner,
+    DeepFool,
+    GradientAttack,
+    JudgingAttack,
+    Square,
+    Threat,
+    attack_named,
+)
+from distsens.data import CORRUPTIONS, SEVERITIES, Dataset, ImageSet, Source, load
+from distsens.errors import InputError
+from distsens.evaluation import Adaptive, Judgement, LastIterate, Pool, Transfer
+from distsens.examination import Examination
+from distsens.experiment import Experiment
+from distsens.sensitivity import Stabilizing
+
+GROUPS = {
+    "autoattack": ("apgd-ce", "apgd-t", "fab-t", "square"),
+    "autoattack-rand": ("apgd-ce-eot", "apgd-dlr-eot"),
+}
+_EOT = 20
+
+
+@dataclass(frozen=True)
+class Materials:
+    """What some attacks need besides a threat.
+
+    training : of the judged model, if it is a run of ours: what the adaptive attack attacks.
+    pool : what the adaptive attack learns the model on.
+    source : the model that transferred examples are made on.
+    """
+
+    classes: int
+    training: Experiment | None
+    pool: Pool
+    source: nn.Module | None
+
+
+Builder = Callable[[Threat, Examination, Materials], JudgingAttack]
+
+
+def _gradient(examination: Examination, threat: Threat, name: AttackName, restarts: int) -> LastIterate:
+    settings = examination.pgd
+    return LastIterate(
+        attack_named(name, threat, steps=settings.steps, step_size=settings.step_size, restarts=restarts)
+    )
+
+
+def _apgd_ce(threat: Threat, examination: Examination, materials: Materials) -> JudgingAttack:  # noqa: ARG001
+    return APGD(threat, loss="ce", restarts=5 if threat.norm == "l1" else 1)
+
+
+def _apgd_t(threat: Threat, examination: Examination, materials: Materials) -> JudgingAttack:  # noqa: ARG001
+    return APGD(threat, loss="dlr", targets=_targets(materials, 5 if threat.norm == "l1" else 9))
+
+
+def _targets(materials: Materials, most: int) -> int:
+    return min(most, materials.classes - 1)
+
+
+def _transfer(threat: Threat, examination: Examination, materials: Materials) -> JudgingAttack:
+    if materials.source is None:
+        raise InputError("transfer", examination.transfer, "name the model that the examples are made on")
+    return Transfer(materials.source, _gradient(examination, threat, "pgd", 1).attack, threat)
+
+
+def _adaptive(threat: Threat, examination: Examination, materials: Materials) -> JudgingAttack:
+    training = materials.training
+    sns = training.stabilize if training is not None else Experiment().stabilize
+    return Adaptive(
+        threat,
+        materials.pool,
+        layers=sns.layers,
+        stabilizing=Stabilizing(sns.ratio, sns.selection, sns.distance, sns.measure, seed=examination.seed),
+    )
+
+
+# Restarts and targets are those of AutoAttack's "standard" and "rand" (Croce and Hein, ICML 2020; in L1 ICML 2021).
+ATTACKS: dict[str, Builder] = {
+    "apgd-ce": _apgd_ce,
+    "apgd-dlr": lambda threat, _, __: APGD(threat, loss="dlr"),
+    "apgd-t": _apgd_t,
+    "apgd-ce-eot": lambda threat, _, __: APGD(threat, loss="ce", eot=_EOT),
+    "apgd-dlr-eot": lambda threat, _, __: APGD(threat, loss="dlr", eot=_EOT),
+    "fab": lambda threat, _, __: FAB(threat, targets=0),
+    "fab-t": lambda threat, _, materials: FAB(threat, targets=_targets(materials, 9)),
+    "square": lambda threat, _, __: Square(threat),
+    "pgd": lambda threat, examination, _: _gradient(examination, threat, "pgd", examination.pgd.restarts),
+    "pgd-margin": lambda threat, examination, _: _gradient(examination, threat, "cw_pgd", examination.pgd.restarts),
+    "mim": lambda threat, examination, _: _gradient(examination, threat, "mim", 1),
+    "cw": lambda threat, _, __: CarliniWagner(threat),
+    "deepfool": lambda threat, _, __: DeepFool(threat),
+    "transfer": _transfer,
+    "adaptive": _adaptive,
+}
+"""Every attack that judges, by the name that an examination gives it."""
+
+
+def attack_names(names: Sequence[str]) -> tuple[str, ...]:
+    """The attacks that the names stand for, in order, each once."""
+    found: list[str] = []
+    for name in names:
+        if name not in GROUPS and name not in ATTACKS:
+            raise InputError("attacks", name, f"allowed are {', '.join((*GROUPS, *ATTACKS))}")
+        found += [attack for attack in GROUPS.get(name, (name,)) if attack not in found]
+    return tuple(found)
+
+
+def build_threat(examination: Examination) -> Threat:
+    """The ball that examples must lie in."""
+    if examination.threat.norm is None or examination.threat.eps is None:
+        raise InputError("threat", None, "the model is no run of ours, so name threat.norm and threat.eps")
+    return Threat(examination.threat.norm, examination.threat.eps)
+
+
+def build_attacks(examination: Examination, materials: Materials) -> dict[str, JudgingAttack]:
+    """The examination's attacks, by name."""
+    threat = build_threat(examination)
+    return {name: ATTACKS[name](threat, examination, materials) for name in attack_names(examination.attacks)}
+
+
+def build_judgement(examination: Examination, materials: Materials) -> Judgement:
+    """Everything that each image is put through."""
+    threat = build_threat(examination)
+    radii = (Threat(threat.norm, eps) for eps in examination.eps_curve)
+    return Judgement(
+        threat,
+        build_attacks(examination, materials),
+        curve={ball.eps: (ball, APGD(ball, loss="ce")) for ball in radii},
+        corruptions=[(family, severity) for family in families(examination.corruptions) for severity in SEVERITIES],
+        seed=examination.seed,
+        batch_size=examination.batch_size,
+        every_attack=examination.every_attack,
+    )
+
+
+def build_probe_attack(examination: Examination) -> GradientAttack:
+    """The gradient attack whose gradients the masking diagnostics question."""
+    return _gradient(examination, build_threat(examination), "pgd", 1).attack
+
+
+def families(names: Sequence[str]) -> tuple[str, ...]:
+    """The families of corruptions that the names stand for."""
+    if tuple(names) == ("all",):
+        return tuple(CORRUPTIONS)
+    for name in names:
+        if name not in CORRUPTIONS:
+            raise InputError("corruptions", name, f"all, or some of {', '.join(CORRUPTIONS)}")
+    return tuple(names)
+
+
+def load_judged(
+    examination: Examination, training: Experiment | None, tell: Callable[[str], None] = lambda _: None
+) -> tuple[Dataset, ImageSet]:
+    """The data set, and the images of the split that are judged."""
+    wanted = examination.data
+    if wanted.name is None:
+        raise InputError("data.name", None, "the model is no run of ours, so name the data set")
+    of_training = training if training is not None else Experiment()
+    same = training is not None and training.data.name == wanted.name
+    root = data_root(of_training.model_copy(update={"data": of_training.data.model_copy(update={"root": wanted.root})}))
+    dataset = load(
+        wanted.name,
+        Source(root, wanted.download, wanted.image_size, of_training.data.test_fraction, tell=tell),
+        validation_fraction=of_training.data.validation_fraction,
+        seed=of_training.seed if same else examination.seed,
+    )
+    split: ImageSet = getattr(dataset, wanted.split)
+    if wanted.limit is None:
+        return dataset, split
+    if wanted.limit > len(split):
+        raise InputError("data.limit", wanted.limit, f"the {wanted.split} split has {len(split)} images")
+    return dataset, split.take(np.arange(wanted.limit))

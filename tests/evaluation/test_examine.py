@@ -1,0 +1,117 @@
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+import pytest
+import torch
+from torch import Tensor, nn
+
+from distsens.attacks import Found, GradientAttack, Threat
+from distsens.data import to_pixels
+from distsens.evaluation import Examined, Judgement, LastIterate, Ledger, examine
+from distsens.evaluation.ledger import broken_column, evaluations_column
+
+THREAT = Threat("linf", 0.1)
+CPU = torch.device("cpu")
+
+
+def pgd(threat: Threat = THREAT, steps: int = 5) -> LastIterate:
+    return LastIterate(GradientAttack(threat, steps=steps, step_size=threat.eps / 2))
+
+
+@dataclass(frozen=True)
+class Cheat:
+    """An attack that claims more than it may: it leaves the ball, or [0, 1], or gives no number at all."""
+
+    how: str
+
+    def __call__(self, model: nn.Module, images: Tensor, labels: Tensor, *, keys: Tensor | None = None) -> Found:  # noqa: ARG002
+        examples = {
+            "far": 1.0 - images,
+            "bright": images + 0.09 * (images == images.flatten(1).amax(1)[:, None, None, None]) + 1.0,
+            "nan": torch.full_like(images, torch.nan),
+        }[self.how]
+        return Found(examples, torch.ones(len(images), dtype=torch.int64))
+
+
+@pytest.fixture(scope="module")
+def images() -> tuple[Tensor, Tensor]:
+    """Noisy images whose brightest pair of rows is the label."""
+    labels = torch.arange(60) % 4
+    noise = torch.randint(0, 160, (60, 1, 8, 8), generator=torch.Generator().manual_seed(1))
+    for image, label in zip(noise, labels.tolist(), strict=True):
+        image[0, 2 * label : 2 * label + 2] += 60
+    return noise.to(torch.uint8), labels
+
+
+@pytest.fixture(scope="module")
+def model(images: tuple[Tensor, Tensor]) -> nn.Module:
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Conv2d(1, 6, 3), nn.Tanh(), nn.Flatten(), nn.Linear(6 * 36, 4))
+    optimizer = torch.optim.Adam(network.parameters(), lr=1e-2)
+    pixels, labels = to_pixels(images[0]), images[1]
+    for _ in range(20):
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(network(pixels), labels).backward()
+        optimizer.step()
+    return network.eval()
+
+
+def examined(model: nn.Module, images: tuple[Tensor, Tensor], rows: slice = slice(None), **changes: Any) -> Examined:
+    settings = {"attacks": {"weak": pgd(Threat("linf", 0.02)), "strong": pgd()}, "batch_size": 25, **changes}
+    numbers = torch.arange(len(images[1]))[rows]
+    return examine(model, images[0][rows], images[1][rows], numbers, Judgement(THREAT, **settings), CPU)
+
+
+def test_every_verdict_is_confirmed_by_a_plain_forward(model: nn.Module, images: tuple[Tensor, Tensor]) -> None:
+    found = examined(model, images)
+    rows, pixels = found.ledger.rows, to_pixels(images[0])
+    predicted = model(found.adversarial).argmax(1)
+    broken = predicted != images[1]
+    assert rows["broken_by"].notna().tolist() == broken.tolist()
+    assert set(rows["broken_by"].dropna()) >= {"weak", "strong"}, "the example must tell the attacks apart"
+    assert 0 < found.ledger.robust.count < found.ledger.clean.count
+    distances = THREAT.distance(pixels, found.adversarial)
+    for row in rows[rows["broken_by"].isin(["weak", "strong"])].itertuples():
+        assert row.adversarial_prediction == predicted[row.image]
+        assert row.distance == pytest.approx(distances[row.image].item())
+        assert row.distance <= THREAT.eps + 1e-6
+
+
+def test_images_broken_by_one_attack_are_spared_the_next(model: nn.Module, images: tuple[Tensor, Tensor]) -> None:
+    rows = examined(model, images).ledger.rows
+    fallen = rows["broken_by"].isin(["clean", "weak"])
+    assert (rows.loc[fallen, evaluations_column("strong")] == 0).all()
+    assert rows.loc[fallen, broken_column("strong")].isna().all()
+    assert (rows.loc[~fallen, evaluations_column("strong")] > 1).all()
+
+
+def test_every_attack_sees_every_image_if_asked(model: nn.Module, images: tuple[Tensor, Tensor]) -> None:
+    spared, all_of_them = (examined(model, images, every_attack=every).ledger for every in (False, True))
+    assert all_of_them.robust == spared.robust
+    assert set(all_of_them.under_attack) == {"weak", "strong"}
+    assert all_of_them.under_attack["strong"].count <= all_of_them.under_attack["weak"].count
+
+
+@pytest.mark.parametrize("how", ["far", "bright", "nan"])
+def test_examples_outside_the_rules_do_not_count(model: nn.Module, images: tuple[Tensor, Tensor], how: str) -> None:
+    found = examined(model, images, attacks={"cheat": Cheat(how)})
+    assert found.ledger.robust == found.ledger.clean
+    assert found.ledger.violations == found.ledger.clean.count
+    assert THREAT.distance(to_pixels(images[0]), found.adversarial).max() == 0
+
+
+def test_a_ledger_in_parts_is_the_ledger_in_one(model: nn.Module, images: tuple[Tensor, Tensor]) -> None:
+    parts = [examined(model, images, slice(start, start + 20)).ledger for start in (40, 0, 20)]
+    pd.testing.assert_frame_equal(Ledger.join(parts).rows, examined(model, images).ledger.rows)
+
+
+def test_robust_accuracy_falls_with_the_radius(model: nn.Module, images: tuple[Tensor, Tensor]) -> None:
+    radii = {eps: (Threat("linf", eps), pgd(Threat("linf", eps))) for eps in (0.1, 0.01, 0.05, 0.4)}
+    ledger = examined(model, images, curve=radii, attacks={}).ledger
+    counts = [value.count for _, value in sorted(ledger.curve.items())]
+    assert len(counts) == 4
+    assert counts == sorted(counts, reverse=True)
+    assert ledger.clean.count >= counts[0] > counts[-1]

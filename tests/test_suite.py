@@ -1,0 +1,136 @@
+"""An examination becomes the attacks, the judgement and the images that its words say."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from distsens.attacks import APGD, FAB, Square
+from distsens.errors import InputError
+from distsens.evaluation import Adaptive, LastIterate, Pool, Transfer
+from distsens.examination import Examination
+from distsens.experiment import Experiment
+from distsens.suite import (
+    ATTACKS,
+    Materials,
+    attack_names,
+    build_attacks,
+    build_judgement,
+    build_probe_attack,
+    build_threat,
+    families,
+    load_judged,
+)
+
+POOL = Pool(torch.zeros(1, 1, 8, 8), torch.zeros(1, dtype=torch.int64))
+
+
+def examination(**fields: Any) -> Examination:
+    return Examination.parse({"threat": {"norm": "linf", "eps": 0.1}, "data": {"name": "digits"}, **fields})
+
+
+def materials(training: Experiment | None = None, source: nn.Module | None = None) -> Materials:
+    return Materials(10, training, POOL, source)
+
+
+def built(name: str, **fields: Any) -> Any:
+    return build_attacks(examination(attacks=[name], **fields), materials(source=nn.Flatten()))[name]
+
+
+def test_autoattack_is_its_four_attacks_and_a_name_counts_once() -> None:
+    assert attack_names(["autoattack"]) == ("apgd-ce", "apgd-t", "fab-t", "square")
+    assert attack_names(["square", "autoattack", "pgd"]) == ("square", "apgd-ce", "apgd-t", "fab-t", "pgd")
+    with pytest.raises(InputError, match=r"attacks: .*allowed are autoattack"):
+        attack_names(["autoatack"])
+
+
+@pytest.mark.parametrize(("norm", "restarts", "targets"), [("linf", 1, 9), ("l2", 1, 9), ("l1", 5, 5)])
+def test_autoattack_has_the_settings_of_its_standard_version(norm: str, restarts: int, targets: int) -> None:
+    judged = examination(threat={"norm": norm, "eps": 1.0}, attacks=["autoattack"])
+    threat = build_threat(judged)
+    assert build_attacks(judged, materials()) == {
+        "apgd-ce": APGD(threat, loss="ce", steps=100, restarts=restarts),
+        "apgd-t": APGD(threat, loss="dlr", steps=100, restarts=1, targets=targets),
+        "fab-t": FAB(threat, steps=100, restarts=1, targets=9),
+        "square": Square(threat, queries=5000, restarts=1),
+    }
+
+
+def test_no_attack_aims_at_more_classes_than_there_are() -> None:
+    three = Materials(3, None, POOL, None)
+    attacks = build_attacks(examination(attacks=["apgd-t", "fab-t"]), three)
+    assert [attack.targets for attack in attacks.values()] == [2, 2]  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("name", sorted(ATTACKS))
+def test_every_attack_of_the_list_stays_in_the_ball_and_breaks_a_classifier_without_margin(name: str) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 10)).eval()
+    images = torch.rand(4, 1, 8, 8)
+    with torch.no_grad():
+        labels: Tensor = model(images).argmax(1)
+    transfer = "model" if name == "transfer" else None
+    ball = {"norm": "l2", "eps": 2.0} if name == "cw" else {"norm": "linf", "eps": 0.4}
+    judged = examination(attacks=[name], transfer=transfer, threat=ball)
+    pool = Pool(images, labels)
+    found = build_attacks(judged, Materials(10, None, pool, model))[name](model, images, labels)
+    assert (build_threat(judged).distance(images, found.adversarial) <= judged.threat.eps + 1e-6).all()
+    with torch.no_grad():
+        assert (model(found.adversarial).argmax(1) != labels).all()
+
+
+def test_gradient_attacks_take_the_steps_of_the_examination() -> None:
+    fields = {"pgd": {"steps": 7, "step_size": 0.02, "restarts": 3}}
+    attack = built("pgd", **fields).attack
+    assert (attack.steps, attack.step_size, attack.restarts) == (7, 0.02, 3)
+    assert built("mim", **fields).attack.restarts == 1
+    assert isinstance(built("pgd-margin", **fields), LastIterate)
+    assert build_probe_attack(examination(**fields)).restarts == 1
+
+
+def test_the_adaptive_attack_attacks_what_the_training_stabilized() -> None:
+    sns = {"ratio": 0.25, "selection": "bottom", "distance": "l2", "measure": "relative", "layers": ["conv*"]}
+    training = Experiment.parse({"stabilize": {"weight": 1.0, **sns}})
+    attack = build_attacks(examination(attacks=["adaptive"]), materials(training))["adaptive"]
+    assert isinstance(attack, Adaptive)
+    known = attack.stabilizing
+    assert (known.ratio, known.selection, known.distance, known.measure) == (0.25, "bottom", "l2", "relative")
+    assert attack.layers == ("conv*",)
+
+
+def test_transfer_needs_a_model_to_come_from() -> None:
+    assert isinstance(built("transfer", transfer="other"), Transfer)
+    with pytest.raises(InputError, match="transfer"):
+        build_attacks(examination(attacks=["transfer"]), materials())
+
+
+def test_a_judgement_has_a_ball_for_each_radius_and_every_severity_of_a_corruption() -> None:
+    judgement = build_judgement(examination(eps_curve=[0.05, 0.2], corruptions=["fog"]), materials())
+    assert sorted(judgement.curve) == [0.05, 0.2]
+    assert [ball.eps for ball, _ in judgement.curve.values()] == [0.05, 0.2]
+    assert list(judgement.corruptions) == [("fog", severity) for severity in range(1, 6)]
+
+
+def test_corruptions_are_named_or_all() -> None:
+    assert len(families(["all"])) >= 15
+    with pytest.raises(InputError, match="corruptions"):
+        families(["rain"])
+
+
+def test_what_no_training_says_must_be_said() -> None:
+    with pytest.raises(InputError, match=r"threat: .*name threat.norm and threat.eps"):
+        build_threat(examination(threat={}))
+    with pytest.raises(InputError, match=r"data.name: .*name the data set"):
+        load_judged(examination(data={}), None)
+
+
+def test_the_first_images_of_the_split_are_judged() -> None:
+    dataset, whole = load_judged(examination(), None)
+    assert len(whole) == len(dataset.test)
+    _, some = load_judged(examination(data={"name": "digits", "limit": 5}), None)
+    assert torch.equal(torch.as_tensor(some.images), torch.as_tensor(whole.images[:5]))
+    with pytest.raises(InputError, match=r"data.limit: .*has 360 images"):
+        load_judged(examination(data={"name": "digits", "limit": 361}), None)
