@@ -1,0 +1,29 @@
+"""What people see of a run: figures, tables, the live view and the final summary."""
+
+from distsens.report.evaluation import (
+    EvaluationSummary,
+    EvaluationView,
+    evaluation_figure,
+    show_evaluation,
+    show_models,
+)
+from distsens.report.figures import training_figure
+from distsens.report.summary import Summary
+from distsens.report.tables import sensitivity_parquet
+from distsens.report.view import LiveView, PlainView, View, open_view, show_summary
+
+__all__ = [
+    "EvaluationSummary",
+    "EvaluationView",
+    "LiveView",
+    "PlainView",
+    "Summary",
+    "View",
+    "evaluation_figure",
+    "open_view",
+    "sensitivity_parquet",
+    "show_evaluation",
+    "show_models",
+    "show_summary",
+    "training_figure",
+]

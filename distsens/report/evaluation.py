@@ -1,0 +1,383 @@
+"""What people and scripts see of an evaluation: the summary, its table, the live view and the figure."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from types import TracebackType
+from typing import Any, Literal
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import PercentFormatter
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+from rich.text import Text
+
+from distsens.evaluation import Check, ErrorRates, Ledger, Proportion, mean_corruption_error, over_seeds, proportion
+
+_COLOURS = {"clean": "#0072B2", "robust": "#D55E00", "other": "#009E73"}
+_SECONDS_BETWEEN_LINES = 30.0
+
+Json = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class EvaluationSummary:
+    """The result of an evaluation, as ``--summary`` writes it.
+
+    Proportions are objects with ``value``, ``low`` and ``high`` (Wilson's 95 % interval), ``count`` and ``images``.
+
+    status : ``finished``, ``failed`` or ``interrupted``; what follows counts the images done so far.
+    message : why it is not finished.
+    run, storage, mlflow_uri, mlflow_run_id : where it is kept and tracked.
+    examination : everything that decides it, with defaults filled in.
+    model, data : what was judged, with SHA-256.
+    images, judged : in the split; of them done.
+    clean_accuracy, robust_accuracy : the latter in the worst case over all attacks.
+    after_attack : robust accuracy after each attack and those before it.
+    under_attack : under each attack alone, where it was run on all images that are classified right.
+    evaluations : by attack, how often it showed the classifier an image.
+    classes : by name, ``clean`` and ``robust``.
+    curve : ``eps`` and ``robust`` of each radius.
+    corruption_errors : by family, the error at each severity.
+    mean_corruption_error : mCE relative to the baseline, null without one; with ``frost`` among the families it does
+        not compare with published values.
+    diagnostics : the checks for gradient masking: ``name``, ``passed``, ``values``, ``sentence``.
+    violations : examples outside the ball or [0, 1], which did not count.
+    warnings : what the verdicts are to be read with.
+    seconds, workers, images_per_second : what it took.
+    """
+
+    status: Literal["finished", "failed", "interrupted"]
+    message: str | None
+    run: str
+    storage: str
+    mlflow_uri: str
+    mlflow_run_id: str
+    examination: Json
+    model: Json
+    data: Json
+    images: int
+    judged: int
+    clean_accuracy: Json | None
+    robust_accuracy: Json | None
+    after_attack: dict[str, Json]
+    under_attack: dict[str, Json]
+    evaluations: dict[str, int]
+    classes: dict[str, dict[str, Json]]
+    curve: list[Json]
+    corruption_errors: dict[str, list[float]]
+    mean_corruption_error: float | None
+    diagnostics: list[Json]
+    violations: int
+    warnings: list[str]
+    seconds: float
+    workers: int
+    images_per_second: float
+
+    @staticmethod
+    def of(
+        *,
+        ledger: Ledger | None,
+        checks: Sequence[Check],
+        classes: Sequence[str],
+        warnings: Sequence[str],
+        seconds: float,
+        judged_now: int,
+        baseline: ErrorRates | None,
+        **known: Any,
+    ) -> EvaluationSummary:
+        """Count everything from the ledger."""
+        counted: dict[str, Any] = {
+            "judged": 0,
+            "clean_accuracy": None,
+            "robust_accuracy": None,
+            "after_attack": {},
+            "under_attack": {},
+            "evaluations": {},
+            "classes": {},
+            "curve": [],
+            "corruption_errors": {},
+            "mean_corruption_error": None,
+            "violations": 0,
+        }
+        if ledger is not None:
+            counted = {
+                "judged": len(ledger),
+                "clean_accuracy": proportion(ledger.clean),
+                "robust_accuracy": proportion(ledger.robust),
+                "after_attack": {name: proportion(value) for name, value in ledger.after_attack.items()},
+                "under_attack": {name: proportion(value) for name, value in ledger.under_attack.items()},
+                "evaluations": ledger.spent,
+                "classes": {
+                    classes[label]: {"clean": proportion(clean), "robust": proportion(robust)}
+                    for label, (clean, robust) in ledger.classes.items()
+                },
+                "curve": [{"eps": eps, "robust": proportion(value)} for eps, value in ledger.curve.items()],
+                "corruption_errors": ledger.corruption_errors,
+                "mean_corruption_error": baseline and mean_corruption_error(ledger.corruption_errors, baseline),
+                "violations": ledger.violations,
+            }
+        return EvaluationSummary(
+            **counted,
+            **known,
+            diagnostics=[asdict(check) for check in checks],
+            warnings=list(warnings),
+            seconds=seconds,
+            workers=known["examination"]["workers"]["num"],
+            images_per_second=judged_now / seconds,
+        )
+
+    def to_dict(self) -> Json:
+        """For JSON."""
+        return asdict(self)
+
+    def metrics(self) -> dict[str, float]:
+        """The numbers for MLflow."""
+        numbers = {"evaluation/images": float(self.judged)}
+        for name, value in (("clean", self.clean_accuracy), ("robust", self.robust_accuracy)):
+            if value is not None:
+                numbers |= {f"evaluation/{name}_accuracy{end}": value[key] for end, key in _ENDS.items()}
+        numbers |= {f"evaluation/after/{name}": value["value"] for name, value in self.after_attack.items()}
+        numbers |= {f"evaluation/under/{name}": value["value"] for name, value in self.under_attack.items()}
+        numbers |= {f"evaluation/evaluations/{name}": float(value) for name, value in self.evaluations.items()}
+        numbers |= {f"evaluation/eps/{point['eps']:.6g}": point["robust"]["value"] for point in self.curve}
+        for family, errors in self.corruption_errors.items():
+            numbers[f"evaluation/corruption_error/{family}"] = sum(errors) / len(errors)
+        return numbers
+
+
+_ENDS = {"": "value", "_low": "low", "_high": "high"}
+
+
+def show_evaluation(console: Console, summary: EvaluationSummary) -> None:
+    """The final tables."""
+    clean, robust = summary.clean_accuracy, summary.robust_accuracy
+    if clean is None or robust is None:
+        return
+    threat = summary.examination["threat"]
+    console.print(
+        f"{summary.model['name']}: {summary.judged} of {summary.images} {summary.data['split']} images, "
+        f"{threat['norm']} eps {threat['eps']:.6g}",
+        style="bold",
+        highlight=False,
+        soft_wrap=True,
+    )
+    table = Table()
+    table.add_column("after")
+    table.add_column("accuracy", justify="right")
+    table.add_column("95 % interval", justify="right")
+    table.add_column("alone", justify="right")
+    table.add_column("evaluations", justify="right")
+    table.add_row("no attack", *_cells(clean), "", "")
+    for name, value in summary.after_attack.items():
+        alone = summary.under_attack.get(name)
+        table.add_row(name, *_cells(value), f"{alone['value']:.2%}" if alone else "", f"{summary.evaluations[name]:,}")
+    table.add_section()
+    table.add_row("all: robust accuracy", *_cells(robust), "", f"{sum(summary.evaluations.values()):,}", style="bold")
+    console.print(table)
+    _show_classes(console, summary)
+    _show_more(console, summary)
+    for warning in summary.warnings:
+        console.print(f"warning: {warning}", markup=False, highlight=False, soft_wrap=True)
+    if summary.violations:
+        console.print(f"{summary.violations} examples lay outside the ball or [0, 1] and did not count")
+    console.print(
+        f"{summary.seconds:.0f} s, {summary.workers} workers, {summary.images_per_second:.2f} images/s",
+        highlight=False,
+    )
+    console.print(f"MLflow run {summary.mlflow_run_id} in {summary.mlflow_uri}", highlight=False, soft_wrap=True)
+
+
+def _cells(value: Mapping[str, float]) -> tuple[str, str]:
+    return f"{value['value']:.2%}", f"{value['low']:.2%} to {value['high']:.2%}"
+
+
+def _show_classes(console: Console, summary: EvaluationSummary) -> None:
+    weakest = sorted(summary.classes.items(), key=lambda item: item[1]["robust"]["value"])
+    shown = ", ".join(f"{name} {values['robust']['value']:.1%}" for name, values in weakest[:5])
+    console.print(f"least robust classes: {shown}", markup=False, highlight=False, soft_wrap=True)
+
+
+def _show_more(console: Console, summary: EvaluationSummary) -> None:
+    if summary.curve:
+        points = ", ".join(f"{point['eps']:.4g}: {point['robust']['value']:.2%}" for point in summary.curve)
+        console.print(f"robust accuracy by eps (apgd-ce): {points}", highlight=False, soft_wrap=True)
+    if summary.corruption_errors:
+        table = Table()
+        table.add_column("corruption")
+        for severity in range(1, 6):
+            table.add_column(f"error at {severity}", justify="right")
+        for family, errors in summary.corruption_errors.items():
+            table.add_row(family, *(f"{error:.1%}" for error in errors))
+        console.print(table)
+    if summary.mean_corruption_error is not None:
+        console.print(f"mCE relative to the baseline: {summary.mean_corruption_error:.1%}", highlight=False)
+    for check in summary.diagnostics:
+        verdict = "ok     " if check["passed"] else "SUSPECT"
+        console.print(f"{verdict} {check['name']}: {check['sentence']}", markup=False, highlight=False, soft_wrap=True)
+
+
+def show_models(console: Console, summaries: Sequence[EvaluationSummary]) -> None:
+    """Several models side by side; mean and spread over them, if each comes from a training of its own."""
+    if len(summaries) < 2:
+        return
+    table = Table()
+    table.add_column("model")
+    for name in ("clean", "95 % interval", "robust", "95 % interval"):
+        table.add_column(name, justify="right")
+    for summary in summaries:
+        if summary.clean_accuracy is not None and summary.robust_accuracy is not None:
+            address = summary.model["address"].rpartition("/")[2]
+            table.add_row(Text(address), *_cells(summary.clean_accuracy), *_cells(summary.robust_accuracy))
+    console.print(table)
+    if len({summary.model["name"] for summary in summaries}) < len(summaries):
+        return
+    for name in ("clean_accuracy", "robust_accuracy"):
+        values = [value["value"] for summary in summaries if (value := getattr(summary, name)) is not None]
+        spread = over_seeds(values)
+        console.print(
+            f"{name.replace('_', ' ')} over {len(values)} models: {spread.mean:.2%}, "
+            f"standard deviation {spread.std:.2%}, 95 % interval of the mean {spread.low:.2%} to {spread.high:.2%}",
+            highlight=False,
+            soft_wrap=True,
+        )
+
+
+class EvaluationView:
+    """Images left, robust accuracy so far with its interval, and the time left: live, or as lines now and then."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._progress = Progress(
+            TextColumn("judged"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TextColumn("{task.fields[note]}", markup=False),
+            console=console,
+            disable=not console.is_terminal,
+        )
+        self._task = self._progress.add_task("images", total=None, note="starting the examiners")
+        self._began = self._said = time.monotonic()
+        self._total = self._before = self._shown = 0
+
+    def __enter__(self) -> EvaluationView:
+        self._progress.__enter__()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._progress.__exit__(kind, error, trace)
+
+    def say(self, line: str) -> None:
+        """Show a line that stays."""
+        self._console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+    def begin(self, images: int, done: int) -> None:
+        """The images are given out now; so many were done before."""
+        self._began, self._total, self._before = time.monotonic(), images, done
+        self._progress.update(self._task, total=images, completed=done, note="")
+        if not self._console.is_terminal:
+            self.say(f"judging {images - done} of {images} images ...")
+
+    def judged(self, ledger: Ledger | None) -> None:
+        """Show the ledger so far."""
+        if ledger is None:
+            return
+        note = f"robust {_with_interval(ledger.robust)}"
+        now, left = time.monotonic(), self._total - len(ledger)
+        if new := len(ledger) - self._before:
+            note += f"  {left} images, {(now - self._began) / new * left:.0f} s left"
+        self._progress.update(self._task, completed=len(ledger), note=note)
+        late = now - self._said > _SECONDS_BETWEEN_LINES or left == 0
+        if not self._console.is_terminal and late and len(ledger) != self._shown:
+            self._said, self._shown = now, len(ledger)
+            self.say(f"{len(ledger)} of {self._total} images  {note}")
+
+
+def _with_interval(value: Proportion) -> str:
+    low, high = value.interval
+    return f"{value.value:.1%} ({low:.1%} to {high:.1%})"
+
+
+def evaluation_figure(summary: EvaluationSummary) -> Figure:
+    """Accuracy after each attack, by class, and, where they were measured, by radius and under corruptions."""
+    panels = [_draw_attacks, _draw_classes]
+    panels += [_draw_curve] if summary.curve else []
+    panels += [_draw_corruptions] if summary.corruption_errors else []
+    figure = Figure(figsize=(5.2 * len(panels), 4.4), layout="constrained")
+    threat = summary.examination["threat"]
+    figure.suptitle(
+        f"{summary.model['name']}, {summary.judged} {summary.data['split']} images, "
+        f"{threat['norm']} eps {threat['eps']:.4g}"
+    )
+    for axes, draw in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
+        draw(axes, summary)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.grid(alpha=0.25)
+        axes.set_axisbelow(True)
+    return figure
+
+
+def _draw_attacks(axes: Axes, summary: EvaluationSummary) -> None:
+    values = {"no attack": summary.clean_accuracy, **summary.after_attack}
+    _bars(axes, values, _COLOURS["robust"])
+    axes.set_title("accuracy after each attack in turn", fontsize="medium")
+
+
+def _draw_classes(axes: Axes, summary: EvaluationSummary) -> None:
+    _bars(axes, {name: values["robust"] for name, values in summary.classes.items()}, _COLOURS["robust"])
+    axes.plot(
+        [values["clean"]["value"] for values in summary.classes.values()],
+        range(len(summary.classes)),
+        "o",
+        color=_COLOURS["clean"],
+        clip_on=False,
+    )
+    axes.set_title("robust accuracy by class (dots: clean)", fontsize="medium")
+
+
+def _bars(axes: Axes, values: Mapping[str, Any], colour: str) -> None:
+    numbers = [value["value"] for value in values.values()]
+    errors = [
+        [value["value"] - value["low"] for value in values.values()],
+        [value["high"] - value["value"] for value in values.values()],
+    ]
+    axes.barh(list(values), numbers, color=colour, alpha=0.85, xerr=errors, ecolor="0.25", error_kw={"capsize": 3})
+    axes.invert_yaxis()
+    axes.set_xlim(0, 1)
+    axes.xaxis.set_major_formatter(PercentFormatter(1.0))
+    axes.set_xlabel("accuracy, with 95 % interval")
+
+
+def _draw_curve(axes: Axes, summary: EvaluationSummary) -> None:
+    radii = [point["eps"] for point in summary.curve]
+    robust = [point["robust"] for point in summary.curve]
+    axes.plot(radii, [value["value"] for value in robust], "o-", color=_COLOURS["robust"])
+    axes.fill_between(
+        radii,
+        [value["low"] for value in robust],
+        [value["high"] for value in robust],
+        color=_COLOURS["robust"],
+        alpha=0.2,
+    )
+    axes.axvline(summary.examination["threat"]["eps"], color="0.6", linewidth=1)
+    axes.set_ylim(0, 1)
+    axes.yaxis.set_major_formatter(PercentFormatter(1.0))
+    axes.set_xlabel(f"eps ({summary.examination['threat']['norm']})")
+    axes.set_ylabel("robust accuracy (apgd-ce)")
+    axes.set_title("robust accuracy by radius", fontsize="medium")
+
+
+def _draw_corruptions(axes: Axes, summary: EvaluationSummary) -> None:
+    means = {family: sum(errors) / len(errors) for family, errors in summary.corruption_errors.items()}
+    axes.barh(list(means), list(means.values()), color=_COLOURS["other"], alpha=0.85)
+    axes.invert_yaxis()
+    axes.xaxis.set_major_formatter(PercentFormatter(1.0))
+    axes.set_xlabel("error, mean over severities 1 to 5")
+    axes.set_title("common corruptions", fontsize="medium")

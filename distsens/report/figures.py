@@ -1,0 +1,69 @@
+"""Figures of a training run."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator, PercentFormatter
+
+from distsens.training import EpochRecord
+
+# Okabe and Ito's palette, which colour-blind readers can tell apart; the yellow is too faint on white.
+_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
+_STYLES = ("-", "--", ":", "-.")
+
+
+def training_figure(history: Sequence[EpochRecord], best_epoch: int, title: str) -> Figure:
+    """Accuracy, and mean sensitivity of every layer, absolute and relative, on validation over epochs."""
+    figure = Figure(figsize=(13, 4.4), layout="constrained")
+    accuracy, absolute, relative = figure.subplots(1, 3)
+    figure.suptitle(title)
+
+    lines = {"clean": "clean", "robust": "robust (validation attack)", "training_attack": "training attack"}
+    for number, (name, label) in enumerate(lines.items()):
+        metric = f"validation/{name}_accuracy"
+        measured = [record for record in history if metric in record.metrics]
+        if not measured:
+            continue
+        epochs, values = zip(*((record.epoch, record.metrics[metric]) for record in measured), strict=True)
+        accuracy.plot(epochs, values, color=_COLOURS[number], label=label, marker="o", markersize=3)
+    accuracy.set_ylim(0, 1.02)
+    accuracy.yaxis.set_major_formatter(PercentFormatter(1.0))
+    accuracy.set_ylabel("accuracy")
+    accuracy.legend(loc="lower right", frameon=False)
+
+    _layers(absolute, history, "absolute")
+    absolute.set_ylabel("mean |change| of a neuron's output")
+    _layers(relative, history, "relative")
+    relative.set_ylabel("mean |change| / mean |benign output|")
+    handles, labels = absolute.get_legend_handles_labels()
+    if len(labels) > 12:  # of a deep network the legend names some layers, evenly
+        step = -(-len(labels) // 12)
+        handles, labels = handles[::step], labels[::step]
+    figure.legend(handles, labels, loc="outside right center", frameon=False, fontsize="small", title="layer")
+
+    for axes, name in ((accuracy, "accuracy"), (absolute, "absolute sensitivity"), (relative, "relative sensitivity")):
+        axes.set_title(name, fontsize="medium")
+        axes.set_xlabel("epoch")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.axvline(best_epoch, color="0.6", linewidth=1, zorder=0)
+        axes.annotate("best", (best_epoch, 1.0), xycoords=("data", "axes fraction"), color="0.4", fontsize="small")
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.grid(alpha=0.25)
+    return figure
+
+
+def _layers(axes: Axes, history: Sequence[EpochRecord], measure: str) -> None:
+    prefix = f"sensitivity/{measure}/"
+    names = [name.removeprefix(prefix) for name in history[0].metrics if name.startswith(prefix)]
+    for number, layer in enumerate(names):
+        axes.plot(
+            [record.epoch for record in history],
+            [record.metrics[prefix + layer] for record in history],
+            color=_COLOURS[number % len(_COLOURS)],
+            linestyle=_STYLES[number // len(_COLOURS) % len(_STYLES)],
+            label=layer,
+        )
+    axes.set_ylim(bottom=0)

@@ -1,0 +1,148 @@
+from __future__ import annotations
+
+import io
+import json
+from typing import Any
+
+import pandas as pd
+import pytest
+from rich.console import Console
+
+from distsens.evaluation import Check, Ledger
+from distsens.evaluation.ledger import broken_column, corruption_column, curve_column, evaluations_column
+from distsens.report import EvaluationSummary, EvaluationView, evaluation_figure, show_evaluation, show_models
+
+
+def ledger(standing: int = 6) -> Ledger:
+    """Ten images: one wrong as it is, some that stand, the others broken by pgd."""
+    broken_by = ["clean", *[None] * standing, *["pgd"] * (9 - standing)]
+    broken = [None, *[False] * standing, *[True] * (9 - standing)]
+    return Ledger(
+        pd.DataFrame(
+            {
+                "image": pd.array(range(10), dtype="Int64"),
+                "label": pd.array([number % 2 for number in range(10)], dtype="Int64"),
+                "prediction": pd.array([1, *[number % 2 for number in range(1, 10)]], dtype="Int64"),
+                "broken_by": pd.array(broken_by, dtype="string"),
+                "violations": pd.array([0] * 10, dtype="Int64"),
+                broken_column("pgd"): pd.array(broken, dtype="boolean"),
+                evaluations_column("pgd"): pd.array([0, *[1000] * 9], dtype="Int64"),
+                curve_column(0.1): pd.array([False] + [True] * 9, dtype="boolean"),
+                curve_column(0.3): pd.array([False] + [flag is False for flag in broken[1:]], dtype="boolean"),
+                corruption_column("fog", 1): pd.array([True] * 8 + [False] * 2, dtype="boolean"),
+            }
+        )
+    )
+
+
+def summary(found: Ledger | None, **changes: Any) -> EvaluationSummary:
+    known: dict[str, Any] = {
+        "status": "finished",
+        "message": None,
+        "run": "evaluate-net",
+        "storage": "file:///runs/evaluate-net",
+        "mlflow_uri": "sqlite:////runs/mlflow.db",
+        "mlflow_run_id": "abc",
+        "examination": {"threat": {"norm": "linf", "eps": 0.3}, "workers": {"num": 2}},
+        "model": {"name": "net", "address": "net.pt", "sha256": "0" * 64},
+        "data": {"name": "two", "split": "test", "images": 10, "digest": "1" * 64},
+        "images": 10,
+        "baseline": {"fog": [0.4]},
+        "classes": ("even", "odd"),
+        "checks": [Check("zero gradient", False, {"vanished": 0.5}, "The gradient vanishes.")],
+        "warnings": ["the model is random"],
+        "seconds": 20.0,
+        "judged_now": 10,
+        **changes,
+    }
+    return EvaluationSummary.of(ledger=found, **known)
+
+
+def shown(show: Any, *arguments: Any) -> str:
+    console = Console(file=io.StringIO(), width=120)
+    show(console, *arguments)
+    output: str = console.file.getvalue()  # type: ignore[attr-defined]
+    return output
+
+
+def test_the_table_has_accuracies_intervals_checks_and_warnings() -> None:
+    output = shown(show_evaluation, summary(ledger()))
+    for text in (
+        "90.00%",
+        "60.00%",
+        "31.27% to 83.18%",
+        "9,000",
+        "SUSPECT zero gradient",
+        "the model is random",
+        "fog",
+    ):
+        assert text in output, output
+
+
+def test_the_summary_is_json_and_counts_the_ledger() -> None:
+    document = json.loads(json.dumps(summary(ledger()).to_dict()))
+    assert document["robust_accuracy"] == pytest.approx(
+        {"value": 0.6, "low": 0.3127, "high": 0.8318, "count": 6, "images": 10}, abs=1e-4
+    )
+    assert document["classes"]["odd"]["clean"]["value"] == 1.0
+    assert document["images_per_second"] == 0.5
+    assert document["mean_corruption_error"] == pytest.approx(0.5)
+    assert set(document) == set(EvaluationSummary.__dataclass_fields__)
+
+
+def test_metrics_are_finite_numbers_under_names_that_mlflow_takes() -> None:
+    metrics = summary(ledger()).metrics()
+    assert metrics["evaluation/robust_accuracy"] == 0.6
+    assert metrics["evaluation/robust_accuracy_low"] < 0.6 < metrics["evaluation/robust_accuracy_high"]
+    assert metrics["evaluation/eps/0.1"] == 0.9
+    assert metrics["evaluation/after/pgd"] == 0.6
+
+
+def test_an_evaluation_without_a_finished_shard_has_a_summary() -> None:
+    found = summary(None, status="failed", message="no room", judged_now=0)
+    assert (found.judged, found.robust_accuracy) == (0, None)
+    assert shown(show_evaluation, found) == ""
+
+
+def test_the_figure_has_a_panel_for_each_thing_that_was_measured() -> None:
+    figure = evaluation_figure(summary(ledger()))
+    assert [axes.get_title() for axes in figure.axes] == [
+        "accuracy after each attack in turn",
+        "robust accuracy by class (dots: clean)",
+        "robust accuracy by radius",
+        "common corruptions",
+    ]
+
+
+def test_several_models_have_a_mean_and_a_spread_and_one_has_none() -> None:
+    assert shown(show_models, [summary(ledger())]) == ""
+    seeds = [
+        summary(ledger(standing), model={"name": f"seed-{standing}", "address": f"runs/seed-{standing}"})
+        for standing in (5, 6, 7)
+    ]
+    output = shown(show_models, seeds)
+    assert "robust accuracy over 3 models: 60.00%, standard deviation 10.00%" in output
+    assert "seed-6" in output
+
+
+def test_two_checkpoints_of_a_run_stand_side_by_side_without_a_mean() -> None:
+    pair = [
+        summary(ledger(standing), model={"name": "run", "address": f"runs/run#{which}"})
+        for standing, which in ((7, "best"), (5, "last"))
+    ]
+    output = shown(show_models, pair)
+    best, last = (next(line for line in output.splitlines() if f"run#{which}" in line) for which in ("best", "last"))
+    assert "70.00%" in best
+    assert "50.00%" in last
+    assert "standard deviation" not in output
+
+
+def test_a_log_gets_a_line_at_the_end_with_accuracy_and_interval() -> None:
+    console = Console(file=io.StringIO(), width=120)
+    with EvaluationView(console) as view:
+        view.begin(10, 0)
+        view.judged(None)
+        view.judged(ledger())
+    output: str = console.file.getvalue()  # type: ignore[attr-defined]
+    assert "judging 10 of 10 images" in output
+    assert "10 of 10 images  robust 60.0% (31.3% to 83.2%)" in output
