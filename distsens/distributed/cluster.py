@@ -1,0 +1,92 @@
+"""The Ray cluster that a job runs on: joined where RAY_ADDRESS names one, else started on this machine for the job."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import ray
+import torch
+
+from distsens.errors import InputError
+from distsens.experiment import Workers
+
+_ADDRESS = "RAY_ADDRESS"
+_JOB_CONFIG = "RAY_JOB_CONFIG_JSON_ENV_VAR"
+
+_SETTINGS = {
+    # Train's controller looks at its workers this often; a report waits for it.
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
+    # Workers stay in the folder that the job was started in, so that a model factory there can be imported.
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    # Ray's coming default, asked for here so that it does not warn of it on every start.
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+}
+
+
+@contextmanager
+def connected() -> Iterator[None]:
+    """Be connected to the cluster for the length of the block; a cluster that was started for it ends with it."""
+    for name, value in _SETTINGS.items():
+        os.environ.setdefault(name, value)
+    quiet = {"log_to_driver": False, "logging_level": logging.ERROR}
+    if os.environ.get(_ADDRESS):
+        try:
+            ray.init(address=os.environ[_ADDRESS], **quiet)
+        except (ConnectionError, RuntimeError, ValueError) as error:
+            reason = str(error).strip().splitlines()[0]
+            raise InputError(_ADDRESS, os.environ[_ADDRESS], f"no Ray cluster can be joined there: {reason}") from None
+    else:
+        ray.init(address="local", num_cpus=local_cpus(), include_dashboard=False, **quiet)
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def check_capacity_here(workers: Workers) -> None:
+    """Refuse, before a cluster is started on this machine, what it can never give. Nothing to say about others."""
+    if not os.environ.get(_ADDRESS):
+        check_capacity(workers, [{"CPU": float(local_cpus()), "GPU": float(torch.cuda.device_count())}], "this machine")
+
+
+def check_cluster_to_join(workers: Workers) -> None:
+    """Join the cluster that RAY_ADDRESS names, if it does, and refuse what it can never give."""
+    if os.environ.get(_ADDRESS):
+        with connected():
+            check_capacity_of_cluster(workers)
+
+
+def check_capacity_of_cluster(workers: Workers) -> None:
+    """Refuse what the connected cluster's nodes can never give, however long one waits."""
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    check_capacity(workers, nodes, "the cluster")
+
+
+def check_capacity(workers: Workers, nodes: Sequence[dict[str, float]], where: str) -> None:
+    """Refuse more workers than fit into the nodes' resources when these are all free."""
+    places = 0
+    for node in nodes:
+        fits = [node.get("CPU", 0.0) // workers.cpus]
+        if workers.gpus:
+            fits.append(node.get("GPU", 0.0) // workers.gpus)
+        places += int(min(fits))
+    if workers.num > places:
+        each = f"{workers.cpus} CPU" + (f" and {workers.gpus} GPU" if workers.gpus else "")
+        raise InputError("workers.num", workers.num, f"{where} has room for {places} workers of {each} each")
+
+
+def local_cpus() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def job_submission_id() -> str | None:
+    """Id of the submitted Ray job that this driver is the entry point of, or None."""
+    config = json.loads(os.environ.get(_JOB_CONFIG) or "{}")
+    submission = config.get("metadata", {}).get("job_submission_id")
+    return str(submission) if submission else None

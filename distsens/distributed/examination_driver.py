@@ -1,0 +1,259 @@
+"""The driver of an evaluation: starts the examiners, keeps every shard's ledger, and records the whole once."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import ray
+
+from distsens.distributed.cluster import check_capacity_of_cluster, connected
+from distsens.distributed.examination_preflight import CheckedExamination, pool
+from distsens.distributed.examiners import Assignment, Examiners, share
+from distsens.distributed.provenance import package_versions, provenance_tags
+from distsens.distributed.signals import ignore_signals, signals_interrupt
+from distsens.errors import InputError
+from distsens.evaluation import Check, Ledger, make_claim
+from distsens.examination import Examination
+from distsens.report import EvaluationSummary, EvaluationView, evaluation_figure
+from distsens.storage import Place, open_place, read_json, write_json
+from distsens.tracking import TrackedRun, without_password
+
+EVALUATION_FILE = "evaluation.json"
+_FORMAT = 1
+_SECONDS_BETWEEN_LOOKS = 0.5
+
+
+@dataclass(frozen=True)
+class StoredEvaluation:
+    """An evaluation in storage: a folder with ``evaluation.json`` and a ledger for each shard that is done."""
+
+    name: str
+    place: Place
+    examination: Examination
+    mlflow_run_id: str
+    model_sha256: str
+    source_sha256: str | None
+    data_digest: str
+
+    def save(self) -> None:
+        """Write ``evaluation.json``, which makes the evaluation resumable."""
+        document = {
+            "format": _FORMAT,
+            "examination": self.examination.model_dump(mode="json"),
+            "mlflow_run_id": self.mlflow_run_id,
+            "model_sha256": self.model_sha256,
+            "source_sha256": self.source_sha256,
+            "data_digest": self.data_digest,
+        }
+        write_json(self.place, EVALUATION_FILE, document)
+
+    def shards(self) -> dict[int, Ledger]:
+        """The ledgers of the shards that are done."""
+        keys = self.place.keys("ledger")
+        return {_number(key): Ledger.from_parquet(self.place.get(key)) for key in keys}
+
+    def keep(self, number: int, ledger: Ledger) -> None:
+        """Store a shard's ledger."""
+        self.place.put(f"ledger/shard-{number:05d}.parquet", ledger.to_parquet())
+
+
+def find_evaluation(name: str, storage_url: str) -> StoredEvaluation:
+    """The evaluation of that name in the storage, or the one at that path."""
+    place = open_place(name) if "/" in name else open_place(storage_url).child(name)
+    try:
+        document = read_json(place, EVALUATION_FILE)
+    except (OSError, ValueError):
+        raise InputError("resume", name, f"there is no {EVALUATION_FILE} of an evaluation in {place.url}") from None
+    if not isinstance(document, dict) or document.get("format") != _FORMAT:
+        raise InputError("resume", name, f"its {EVALUATION_FILE} is not of this version's format ({_FORMAT})")
+    return StoredEvaluation(
+        place.url.rstrip("/").rsplit("/", 1)[-1],
+        place,
+        Examination.parse(document["examination"]),
+        document["mlflow_run_id"],
+        document["model_sha256"],
+        document["source_sha256"],
+        document["data_digest"],
+    )
+
+
+def check_same(stored: StoredEvaluation, checked: CheckedExamination) -> None:
+    """Refuse to go on with another model, other images, or another examination."""
+    for what, before, now in (
+        ("model", stored.model_sha256, checked.subject.sha256),
+        ("model that transfer names", stored.source_sha256, _source_sha256(checked)),
+        ("images", stored.data_digest, checked.data_digest),
+        ("examination", stored.examination.digest(), checked.examination.digest()),
+    ):
+        if before != now:
+            raise InputError("resume", stored.name, f"the {what} is another than when it began")
+
+
+def run_examination(
+    checked: CheckedExamination, view: EvaluationView, resumed: StoredEvaluation | None
+) -> tuple[EvaluationSummary, Ledger | None, int]:
+    """Judge to the end, or to a failure or interruption: the summary, the ledger if it is whole, and the exit code."""
+    began = time.monotonic()
+    status, message, code = "failed", None, 1
+    checks: list[Check] = []
+    with signals_interrupt(), connected(), signals_interrupt() as caught:
+        check_capacity_of_cluster(checked.examination.workers)
+        stored, tracked = _open(checked, resumed)
+        done = stored.shards()
+        before = sum(len(part) for part in done.values())
+        view.say(f"evaluation {stored.name}")
+        view.say(f"storage {stored.place.url}")
+        view.say(f"tracking {without_password(tracked.uri)} run {tracked.run_id}")
+        try:
+            checks = _judge(checked, stored, done, view)
+            ledger = Ledger.join([done[number] for number in sorted(done)])
+            stored.place.put("ledger.parquet", ledger.to_parquet())
+            status, code = "finished", 0
+        except KeyboardInterrupt:
+            ignore_signals()
+            status, message, code = "interrupted", f"interrupted by {caught.name}", caught.exit_code
+        except (ray.exceptions.RayError, OSError) as error:
+            message = _cause(error)
+        finally:
+            ignore_signals()
+            partial = Ledger.join(list(done.values())) if done else None
+            summary = EvaluationSummary.of(
+                status=status,
+                message=message,
+                run=stored.name,
+                storage=stored.place.url,
+                mlflow_uri=without_password(tracked.uri),
+                mlflow_run_id=tracked.run_id,
+                examination=checked.examination.model_dump(mode="json"),
+                model=_model(checked),
+                data=_data(checked),
+                classes=checked.dataset.classes,
+                images=len(checked.split),
+                ledger=partial,
+                checks=checks,
+                warnings=checked.warnings,
+                baseline=checked.baseline,
+                seconds=time.monotonic() - began,
+                judged_now=sum(len(part) for part in done.values()) - before,
+            )
+            if status == "finished" and partial is not None:
+                _record(summary, partial, tracked)
+            tracked.finish({"finished": "FINISHED", "failed": "FAILED", "interrupted": "KILLED"}[status], message)  # type: ignore[arg-type]
+    return summary, partial if status == "finished" else None, code
+
+
+def claim_of(checked: CheckedExamination, ledger: Ledger, seconds: float) -> dict[str, Any]:
+    """What can be claimed of the model by this ledger."""
+    return make_claim(
+        ledger,
+        examination=checked.examination.model_dump(mode="json"),
+        model=_model(checked),
+        data=_data(checked),
+        versions=package_versions(),
+        seconds=seconds,
+    )
+
+
+def _open(checked: CheckedExamination, resumed: StoredEvaluation | None) -> tuple[StoredEvaluation, TrackedRun]:
+    examination, subject = checked.examination, checked.subject
+    tags = provenance_tags(examination.workers, "jobs/evaluate.py")
+    if resumed is not None:
+        return resumed, TrackedRun.reopen(checked.tracking_uri, resumed.mlflow_run_id)
+    name = f"evaluate-{subject.name}-{datetime.now(UTC):%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
+    if subject.mlflow_run_id is not None:
+        tags |= {"mlflow.parentRunId": subject.mlflow_run_id, "distsens.trained_by": subject.mlflow_run_id}
+    tracked = TrackedRun.create(
+        checked.tracking_uri,
+        experiment=examination.tracking.experiment,
+        name=name,
+        params=examination.flat() | {"model.sha256": subject.sha256, "data.digest": checked.data_digest},
+        tags={**tags, "distsens.evaluation": name, "distsens.model_address": subject.address},
+        artifact_root=checked.artifact_root,
+    )
+    stored = StoredEvaluation(
+        name,
+        checked.storage.child(name),
+        examination,
+        tracked.run_id,
+        subject.sha256,
+        _source_sha256(checked),
+        checked.data_digest,
+    )
+    stored.save()
+    return stored, tracked
+
+
+def _judge(
+    checked: CheckedExamination, stored: StoredEvaluation, done: dict[int, Ledger], view: EvaluationView
+) -> list[Check]:
+    """Have every shard judged that is not done yet; the diagnostics' checks, if they are wanted."""
+    examination, dataset = checked.examination, checked.dataset
+    images, labels = share(checked.split)
+    pool_images, pool_labels = share(pool(dataset))
+    count, size = len(checked.split), examination.shard
+    shards = {
+        number: range(number * size, min((number + 1) * size, count))
+        for number in range(-(-count // size))
+        if number not in done
+    }
+    examiners = Examiners(
+        Assignment(
+            examination,
+            checked.subject,
+            checked.source,
+            dataset.shape,
+            len(dataset.classes),
+            images,
+            labels,
+            pool_images,
+            pool_labels,
+        )
+    )
+    diagnosed = examiners.diagnose() if examination.diagnostics else None
+    view.begin(count, sum(len(ledger) for ledger in done.values()))
+    for found in examiners.examine(shards, _SECONDS_BETWEEN_LOOKS):
+        if found is not None:
+            number, ledger = found
+            stored.keep(number, ledger)
+            done[number] = ledger
+        view.judged(Ledger.join(list(done.values())) if done else None)
+    return [] if diagnosed is None else ray.get(diagnosed)
+
+
+def _record(summary: EvaluationSummary, ledger: Ledger, tracked: TrackedRun) -> None:
+    tracked.log_result(summary.metrics())
+    tracked.log_bytes("ledger.parquet", ledger.to_parquet())
+    tracked.log_json("evaluation.json", summary.to_dict())
+    for kind in ("png", "svg"):
+        tracked.log_figure(f"evaluation.{kind}", evaluation_figure(summary))
+
+
+def _model(checked: CheckedExamination) -> dict[str, Any]:
+    return {"name": checked.subject.name, "address": checked.subject.address, "sha256": checked.subject.sha256}
+
+
+def _data(checked: CheckedExamination) -> dict[str, Any]:
+    return {
+        "name": checked.dataset.name,
+        "split": checked.examination.data.split,
+        "images": len(checked.split),
+        "digest": checked.data_digest,
+    }
+
+
+def _source_sha256(checked: CheckedExamination) -> str | None:
+    return None if checked.source is None else checked.source.sha256
+
+
+def _number(key: str) -> int:
+    return int(Path(key).stem.removeprefix("shard-"))
+
+
+def _cause(error: BaseException) -> str:
+    lines = [line for line in str(error).strip().splitlines() if line.strip()]
+    return lines[-1].strip() if lines else repr(error)

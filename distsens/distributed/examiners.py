@@ -1,0 +1,172 @@
+"""Actors that judge shards of images; what they find does not depend on how many they are, or which of them died."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import ray
+import torch
+
+from distsens.data import ImageFiles, Images, ImageSet, as_tensor, to_pixels
+from distsens.evaluation import Check, Examined, Ledger, Pool, Subject, examine, masking_checks
+from distsens.examination import Examination
+from distsens.experiment import Workers
+from distsens.storage import open_place
+from distsens.suite import Materials, build_attacks, build_judgement, build_probe_attack
+
+_DIAGNOSED = 200
+
+
+@dataclass(frozen=True)
+class Assignment:
+    """What every examiner is told.
+
+    images, labels : object references of the judged split, read from the same shared memory by a node's examiners.
+    pool_images, pool_labels : the same of the images that the adaptive attack learns the model on.
+    source : the model that transferred examples are made on.
+    """
+
+    examination: Examination
+    subject: Subject
+    source: Subject | None
+    shape: tuple[int, int, int]
+    classes: int
+    images: ray.ObjectRef
+    labels: ray.ObjectRef
+    pool_images: ray.ObjectRef
+    pool_labels: ray.ObjectRef
+
+
+class Examiner:
+    """Judges one shard after another; lives in an actor.
+
+    It is told its assignment with each shard, not when it is made, so that one that Ray starts anew is as good.
+    """
+
+    def __init__(self) -> None:
+        self._desk: _Desk | None = None
+
+    def examine(self, assignment: Assignment, numbers: Sequence[int], key: str) -> bytes:
+        """Judge the images of these numbers; their ledger as Parquet. Wanted examples are stored first."""
+        return self._at(assignment).examine(numbers, key)
+
+    def diagnose(self, assignment: Assignment) -> list[Check]:
+        """Look for gradient masking on the first images."""
+        return self._at(assignment).diagnose()
+
+    def _at(self, assignment: Assignment) -> _Desk:
+        if self._desk is None:
+            self._desk = _Desk(assignment)
+        return self._desk
+
+
+class _Desk:
+    """An assignment with everything built that it takes."""
+
+    def __init__(self, assignment: Assignment) -> None:
+        self._examination = assignment.examination
+        # Actors are given their CPUs by Ray as this many threads; GPUs by the devices that they see.
+        self._device = torch.device("cuda" if torch.cuda.is_available() and self._examination.workers.gpus else "cpu")
+        shape, classes = assignment.shape, assignment.classes
+        self._model = assignment.subject.build(shape, classes).to(self._device)
+        source = assignment.source
+        self._images, self._labels = _read(assignment.images, assignment.labels)
+        pool_images, pool_labels = _read(assignment.pool_images, assignment.pool_labels)
+        self._materials = Materials(
+            classes,
+            assignment.subject.experiment,
+            Pool(to_pixels(pool_images[slice(None)].to(self._device)), pool_labels.to(self._device)),
+            None if source is None else source.build(shape, classes).to(self._device),
+        )
+        self._judgement = build_judgement(self._examination, self._materials)
+
+    def examine(self, numbers: Sequence[int], key: str) -> bytes:
+        """Judge the images of these numbers; their ledger as Parquet. Wanted examples are stored first."""
+        rows = torch.tensor(numbers)
+        images, labels = self._images[rows], self._labels[rows]
+        examined = examine(self._model, images, labels, rows, self._judgement, self._device)
+        if self._examination.examples is not None:
+            open_place(self._examination.examples).put(key, _pairs(images, examined))
+        return examined.ledger.to_parquet()
+
+    def diagnose(self) -> list[Check]:
+        """Look for gradient masking on the first images."""
+        rows = torch.arange(min(_DIAGNOSED, len(self._labels)))
+        square = build_attacks(self._examination.model_copy(update={"attacks": ("square",)}), self._materials)
+        return masking_checks(
+            self._model,
+            to_pixels(self._images[rows].to(self._device)),
+            self._labels[rows].to(self._device),
+            build_probe_attack(self._examination),
+            gradient_free=square["square"],
+            seed=self._examination.seed,
+        )
+
+
+def share(split: ImageSet) -> tuple[ray.ObjectRef, ray.ObjectRef]:
+    """Object references of a split's images and labels."""
+    images = split.images if isinstance(split.images, ImageFiles) else np.ascontiguousarray(split.images)
+    return ray.put(images), ray.put(np.ascontiguousarray(split.labels))
+
+
+def _read(images: ray.ObjectRef, labels: ray.ObjectRef) -> tuple[Images, torch.Tensor]:
+    found = ray.get(images)
+    return (found if isinstance(found, ImageFiles) else as_tensor(found)), as_tensor(ray.get(labels))
+
+
+def _pairs(images: torch.Tensor, examined: Examined) -> bytes:
+    """An npz of ``images`` (uint8), ``adversarial`` (float32 in [0, 1]), ``labels``, predictions and ``image``."""
+    rows = examined.ledger.rows
+    buffer = io.BytesIO()
+    np.savez_compressed(
+        buffer,
+        images=images.numpy(),
+        adversarial=examined.adversarial.numpy(),
+        labels=rows["label"].to_numpy(np.int64),
+        prediction=rows["prediction"].to_numpy(np.int64),
+        adversarial_prediction=rows["adversarial_prediction"].fillna(rows["prediction"]).to_numpy(np.int64),
+        image=rows["image"].to_numpy(np.int64),
+    )
+    return buffer.getvalue()
+
+
+class Examiners:
+    """A pool of examiners. Ray starts one anew elsewhere if it dies, and gives it the shard that it was at."""
+
+    def __init__(self, assignment: Assignment) -> None:
+        workers = assignment.examination.workers
+        self._assignment = ray.put(assignment)
+        self._actors = [_actor(workers).remote() for _ in range(workers.num)]
+
+    def diagnose(self) -> Any:
+        """Start the diagnostics on one of them; a reference of the checks."""
+        return self._actors[-1].diagnose.remote(self._assignment)
+
+    def examine(self, shards: Mapping[int, Sequence[int]], seconds: float) -> Iterator[tuple[int, Ledger] | None]:
+        """Each shard's number and ledger as it is done, and None when for some seconds none was."""
+        waiting = sorted(shards.items(), reverse=True)
+        going: dict[Any, tuple[int, Any]] = {}
+        idle = list(self._actors)
+        while waiting or going:
+            while idle and waiting:
+                number, images = waiting.pop()
+                actor = idle.pop()
+                going[actor.examine.remote(self._assignment, list(images), f"pairs-{number:05d}.npz")] = (number, actor)
+            done, _ = ray.wait(list(going), timeout=seconds)
+            if not done:
+                yield None
+            for reference in done:
+                number, actor = going.pop(reference)
+                content = ray.get(reference)
+                idle.append(actor)
+                yield number, Ledger.from_parquet(content)
+
+
+def _actor(workers: Workers) -> Any:
+    return ray.remote(
+        num_cpus=workers.cpus, num_gpus=workers.gpus, max_restarts=-1, max_task_retries=workers.max_failures
+    )(Examiner)

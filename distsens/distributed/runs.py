@@ -1,0 +1,78 @@
+"""Runs in storage: a folder each, with what is needed to resume."""
+
+from __future__ import annotations
+
+import secrets
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+from distsens.errors import InputError
+from distsens.experiment import Experiment, merge
+from distsens.storage import RUN_FILE, Checkpoints, Place, RunRecord, open_place, read_run, write_run
+
+
+@dataclass(frozen=True)
+class StoredRun:
+    """A run: its name, its place, its experiment and the MLflow run that tracks it."""
+
+    name: str
+    place: Place
+    experiment: Experiment
+    mlflow_run_id: str
+
+    def save(self) -> None:
+        """Write ``run.json``, which makes the run resumable."""
+        write_run(self.place, RunRecord(self.experiment.model_dump(mode="json"), self.mlflow_run_id))
+
+
+def new_name(experiment: Experiment) -> str:
+    """A name for a new run that no other has."""
+    return f"{experiment.name}-{datetime.now(UTC):%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
+
+
+def find_run(name: str, storage_url: str) -> StoredRun:
+    """The run of that name in the storage, or the run at that path."""
+    place = open_place(name) if "/" in name else open_place(storage_url).child(name)
+    place.check_writable()  # First, because it gives up within seconds, and says why.
+    try:
+        record = read_run(place)
+    except InputError as error:
+        raise InputError("resume", name, error.allowed) from None
+    except OSError:
+        if "/" in name:
+            raise InputError("resume", name, f"there is no {RUN_FILE} of a run") from None
+        runs = sorted(key.split("/")[0] for key in open_place(storage_url).keys("") if key.endswith(f"/{RUN_FILE}"))
+        known = ", ".join(runs[-5:]) or "none yet"
+        raise InputError(
+            "resume", name, f"there is no such run in {storage_url}; the last runs there: {known}"
+        ) from None
+    experiment = Experiment.parse(record.experiment)
+    return StoredRun(place.url.rstrip("/").rsplit("/", 1)[-1], place, experiment, record.mlflow_run_id)
+
+
+def check_checkpoints(run: StoredRun) -> None:
+    """Refuse to resume from checkpoints of which none can be used, or the newest is another experiment's.
+
+    Without any checkpoint the run was ended before its first, and begins anew.
+    """
+    found = Checkpoints(run.place).newest()
+    if found.checkpoint is None:
+        if found.skipped:
+            raise InputError("resume", run.name, f"none of its checkpoints can be used: {found.skipped[0]}")
+    elif found.checkpoint.manifest.experiment != run.experiment.digest():
+        epoch = found.checkpoint.manifest.epoch
+        raise InputError("resume", run.name, f"its checkpoint of epoch {epoch} was written by another experiment")
+
+
+def with_changes(run: StoredRun, changes: dict[str, Any]) -> Experiment:
+    """The run's experiment with other workers, checkpoint policy or places; nothing that would change its result."""
+    changed = Experiment.parse(merge(run.experiment.model_dump(mode="json"), changes))
+    if changed.digest() != run.experiment.digest():
+        fields = ", ".join(run.experiment.differences(changed))
+        raise InputError(
+            "resume",
+            run.name,
+            f"it is another experiment ({fields} differ); only workers, checkpoint, data.root and the like may change",
+        )
+    return changed

@@ -1,0 +1,227 @@
+"""What one Ray Train worker does: build its part, train, and judge the best epoch on the test split."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+import ray.train
+import ray.train.torch
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from distsens import assembly
+from distsens.data import Extra, Images, ImageSet
+from distsens.distributed.monitor import EndedEarly, EpochFinished, Event, Started, Stopped, Tested
+from distsens.evaluation import Measurement, measure
+from distsens.experiment import Experiment
+from distsens.sensitivity import match_layers, neuron_counts
+from distsens.storage import RUN_FILE, Checkpoints, open_place
+from distsens.training import (
+    WEIGHTS,
+    Progress,
+    TrainingState,
+    TrainingStoppedError,
+    Watchers,
+    load_weights,
+    synchronised,
+    train,
+)
+
+_SECONDS_BETWEEN_PROGRESS = 0.5
+
+
+@dataclass(frozen=True)
+class Job:
+    """What the driver hands every worker.
+
+    arrays : object references to ``train/images``, ``train/labels`` and so on for validation and test; the workers of
+        a node read them from the same shared memory.
+    run_url : the run's place in storage; only rank 0 reads and writes there.
+    """
+
+    experiment: Experiment
+    shape: tuple[int, int, int]
+    classes: int
+    arrays: Mapping[str, ray.ObjectRef]
+    extra: Extra
+    run_url: str
+    monitor: Any
+
+
+def train_worker(config: Mapping[str, Job]) -> None:
+    """Run by Ray Train on every worker."""
+    job = config["job"]
+    torch.set_num_threads(job.experiment.workers.cpus)
+    _Worker(job).run()
+
+
+class _Worker:
+    def __init__(self, job: Job) -> None:
+        self.job = job
+        self.experiment = experiment = job.experiment
+        context = ray.train.get_context()
+        self.rank, self.size = context.get_world_rank(), context.get_world_size()
+        self.device: torch.device = ray.train.torch.get_device()
+        self.checkpoints = Checkpoints(open_place(job.run_url))
+        self._last_progress = 0.0
+
+        model = assembly.build_model(experiment, job.shape, job.classes)
+        self.layers = match_layers(model, experiment.stabilize.layers)
+        self.neurons = neuron_counts(model, self.layers, torch.zeros(1, *job.shape))
+        model = model.to(self.device)
+        stabilizer = assembly.build_stabilizer(experiment, self.neurons, self.device)
+        self.state = TrainingState(
+            model,
+            assembly.build_optimizer(experiment, model),
+            assembly.build_average(experiment, model),
+            stabilizer,
+        )
+
+    def run(self) -> None:
+        """Resume from the newest checkpoint if there is one, train to the end, test."""
+        state = self.state
+        fault, skipped = self._resume()
+        if fault is not None:
+            self._post(Stopped(fault))
+            return
+        try:
+            self._post(Started(self.size, str(self.device), tuple(state.history), skipped))
+            ended_early = self._train()
+        except TrainingStoppedError as stopped:
+            # Every worker stops here by itself, at the same step: a restart would only come to the same end.
+            self._post(Stopped(f"{stopped}; last good checkpoint: {self._newest_checkpoint()}"))
+        else:
+            if ended_early is not None:
+                self._post(EndedEarly(state.epoch, ended_early))
+            self._test()
+
+    def _train(self) -> str | None:
+        """Train to the end; why it ended early, if it did."""
+        experiment, state = self.experiment, self.state
+        images, labels = self._split("train")
+        plan = assembly.build_plan(experiment, len(images), self._split("validation")[1].numpy(), self.job.extra)
+        step = assembly.build_step(experiment, state, self._distributed(state.model), self.layers)
+        watchers = Watchers(self._validate, self._on_step, self._on_epoch, self._recall)
+        return train(state, step, images, labels, plan, watchers)
+
+    def _distributed(self, model: nn.Module) -> nn.Module:
+        if self.size == 1:
+            return model
+        return DistributedDataParallel(
+            synchronised(model, self.device) if self.experiment.training.sync_batch_norm else model
+        )
+
+    def _split(self, name: str) -> tuple[Images, Tensor]:
+        images, labels = ray.get([self.job.arrays[f"{name}/images"], self.job.arrays[f"{name}/labels"]])
+        return ImageSet(images, labels).tensors()
+
+    def _resume(self) -> tuple[str | None, tuple[str, ...]]:
+        """Take up the newest complete checkpoint, which rank 0 reads for all.
+
+        Returns why it cannot, for all workers to stop, and which newer checkpoints it had to skip.
+        """
+        fault, files, skipped = self._from_rank_zero(self._stored() if self.rank == 0 else None)
+        if files is not None:
+            self.state.load_files(files)
+        return fault, tuple(skipped)
+
+    def _stored(self) -> tuple[str | None, dict[str, bytes] | None, tuple[str, ...]]:
+        """Why the run's storage is of no use from here, the files of the newest checkpoint, the checkpoints skipped.
+
+        A run whose own record is not there is on a disk of another machine; no worker may begin it anew here.
+        """
+        try:
+            if not self.checkpoints.place.keys(RUN_FILE):
+                fault = (
+                    f"the storage {self.job.run_url} is not the one that the driver wrote to, seen from the first "
+                    f"worker's machine: give a storage.path that all machines share"
+                )
+                return fault, None, ()
+            found = self.checkpoints.newest()
+        except OSError as error:
+            return f"the storage cannot be read from the first worker's machine: {error}", None, ()
+        return None, found.checkpoint.files if found.checkpoint else None, found.skipped
+
+    def _from_rank_zero(self, content: Any) -> Any:
+        box = [content]
+        if self.size > 1:
+            dist.broadcast_object_list(box, src=0, device=self.device)
+        return box[0]
+
+    def _validate(self) -> Measurement:
+        return self._measure("validation", assembly.build_validation_attacks(self.experiment, self.state.history))
+
+    def _measure(self, split: str, attacks: Mapping[str, Any], *, tell: bool = False) -> Measurement:
+        images, labels = self._split(split)
+        return measure(
+            self.state.classifier,
+            images,
+            labels,
+            attacks,
+            layers=self.layers,
+            neurons=self.neurons,
+            batch_size=self.experiment.training.batch_size,
+            seed=self.experiment.seed,
+            device=self.device,
+            on_images=(lambda done: self._tell_testing(done * self.size)) if tell else lambda _: None,
+        )
+
+    def _test(self) -> None:
+        """Judge the best epoch's weights, once, by the attacks that were used neither to train nor to select."""
+        best = self.state.best.epoch
+        weights = self.checkpoints.load(best).files[WEIGHTS] if self.rank == 0 else None
+        load_weights(self.state.classifier, self._from_rank_zero(weights))
+        attacks = {
+            "pgd": assembly.build_attack(self.experiment, self.experiment.test),
+            "fgsm": assembly.build_fgsm(self.experiment),
+        }
+        measurement = self._measure("test", attacks, tell=True)
+        self._post(Tested(best, measurement))
+
+    def _on_epoch(self, state: TrainingState, best: bool) -> None:
+        """Store a checkpoint where one is due, tell the driver and Ray."""
+        record, policy = state.history[-1], self.experiment.checkpoint
+        due = record.epoch > 0 and (
+            best or record.epoch % policy.every == 0 or record.epoch == self.experiment.training.epochs
+        )
+        if self.rank == 0:
+            if due:
+                self.checkpoints.save(
+                    record.epoch,
+                    state.to_files(),
+                    experiment=self.experiment.digest(),
+                    metrics=record.metrics,
+                )
+                self.checkpoints.prune(policy.keep, protect=[state.best.epoch])
+            self._post(EpochFinished(record, best, due))
+        ray.train.report(dict(record.metrics))
+
+    def _recall(self, epoch: int) -> dict[str, bytes]:
+        """Files of a stored epoch, which rank 0 reads for all."""
+        files: dict[str, bytes] = self._from_rank_zero(self.checkpoints.load(epoch).files if self.rank == 0 else None)
+        return files
+
+    def _newest_checkpoint(self) -> str:
+        complete = self.checkpoints.manifests() if self.rank == 0 else []
+        return f"epoch {complete[-1].epoch} in {self.job.run_url}" if complete else "none"
+
+    def _on_step(self, progress: Progress) -> None:
+        now = time.monotonic()
+        due = now - self._last_progress > _SECONDS_BETWEEN_PROGRESS or progress.step == progress.steps
+        if self.rank == 0 and due:
+            self._last_progress = now
+            self.job.monitor.progress.remote(progress)
+
+    def _tell_testing(self, images: int) -> None:
+        if self.rank == 0:
+            self.job.monitor.testing.remote(images)
+
+    def _post(self, event: Event) -> None:
+        if self.rank == 0:
+            ray.get(self.job.monitor.post.remote(event))

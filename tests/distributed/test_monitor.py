@@ -1,0 +1,63 @@
+"""Events reach the driver in order, once, through a real actor; arrays reach workers without a copy."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import ray
+
+from distsens.distributed.monitor import EpochFinished, Monitor, Started, Stopped, start_monitor
+from distsens.training import EpochRecord, Progress
+
+pytestmark = pytest.mark.ray
+
+
+def test_events_are_handed_over_in_order_and_once(local_ray: None) -> None:
+    monitor = start_monitor()
+    record = EpochRecord(1, {"validation/robust_accuracy": 0.5})
+    events = [Started(2, "cpu", ()), EpochFinished(record, best=True, saved=False), Stopped("why")]
+    ray.get([monitor.post.remote(event) for event in events])
+    first = Progress(1, 3, 10, 100.0, {"ce": 1.0})
+    second = Progress(1, 4, 10, 100.0, {"ce": 0.9})
+    ray.get([monitor.progress.remote(first), monitor.progress.remote(second), monitor.testing.remote(7)])
+    assert ray.get(monitor.collect.remote()) == (events, second, 7)
+    assert ray.get(monitor.collect.remote()) == ([], second, 7)
+
+
+def test_the_monitor_lives_on_the_drivers_node_and_takes_no_core(local_ray: None) -> None:
+    before = ray.available_resources()["CPU"]
+    monitor = start_monitor()
+    ray.get(monitor.collect.remote())
+    assert ray.available_resources()["CPU"] == before
+
+
+def test_a_monitor_starts_empty() -> None:
+    assert Monitor().collect() == ([], None, 0)
+
+
+@ray.remote(num_cpus=1)
+class Reader:
+    """Stands for a worker."""
+
+    def look(self, refs: list[ray.ObjectRef]) -> tuple[bool, int]:
+        """Whether the array is read-only shared memory, and the growth of this process's own memory in bytes."""
+        before = private_bytes()
+        array = ray.get(refs[0])
+        _ = int(array[::4096].sum())
+        return not array.flags.writeable, private_bytes() - before
+
+
+def private_bytes() -> int:
+    rollup = Path("/proc/self/smaps_rollup").read_text().splitlines()
+    return sum(int(line.split()[1]) * 1024 for line in rollup if line.startswith(("Private_Clean", "Private_Dirty")))
+
+
+def test_workers_of_a_node_read_arrays_without_a_copy_each(local_ray: None) -> None:
+    array = np.ones(64 * 2**20, dtype=np.uint8)
+    ref = ray.put(array)
+    readers = [Reader.remote() for _ in range(2)]
+    for read_only, growth in ray.get([reader.look.remote([ref]) for reader in readers]):
+        assert read_only
+        assert growth < array.nbytes / 4
