@@ -1,0 +1,166 @@
+"""Judge a trained classifier with the strongest attacks, spread over this machine or a Ray cluster.
+
+Give it a run of ours, and it takes data and threat from the training; anything else says its own:
+
+python jobs/evaluate.py --model runs/mnist-sns-20260102-030405-abcd --data.limit 1000 --claim claim.json
+python jobs/evaluate.py --model net.pt --factory my_models:net --data.name cifar10 --threat.norm linf --threat.eps 8/255
+python jobs/evaluate.py --verify claim.json --model runs/mnist-sns-20260102-030405-abcd --data.limit 100
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from distsens.command_line import as_lists, parse_flags, run_job, show_help, take_options
+from distsens.errors import InputError
+from distsens.examination import Examination
+from distsens.experiment import merge
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the job does with the examination."""
+
+    model: str | None = None
+    """What is judged: an address as of model.address; several for mean and spread over seeds."""
+    factory: str | None = None
+    """The same as --model.factory."""
+    resume: str | None = None
+    """Continue this evaluation (name, path or s3:// address) after its last finished shard."""
+    claim: str | None = None
+    """Write a claim that others can check to this file as JSON."""
+    verify: str | None = None
+    """Judge the images that a claim is about, or the first --data.limit of them, and say whether it holds."""
+    save_examples: str | None = None
+    """Store benign and adversarial pairs in this folder or s3:// address; the same as --examples."""
+    summary: str | None = None
+    """Write the result to this file as JSON."""
+    dry_run: bool = False
+    """Check model, data, attacks, storage and resources, then exit."""
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run the job; its exit code is 0, 1 for a failed evaluation or a claim that does not hold, 2 for wrong input."""
+    if "--help" in arguments or "-h" in arguments:
+        show_help(__doc__ or "", Options(), Examination())
+    flags = parse_flags(arguments)
+    models = _models(flags)
+    options = take_options(Options, flags)
+    changes = as_lists(flags, Examination().model_dump(mode="json"))
+    for name, section in (("factory", "model"), ("save_examples", "")):
+        if (value := getattr(options, name)) is not None:
+            changes = merge(changes, {section: {name: value}} if section else {"examples": value})
+    for path in (options.claim, options.summary):
+        if path is not None and not Path(path).absolute().parent.is_dir():
+            raise InputError("claim" if path == options.claim else "summary", path, "its folder does not exist")
+    if len(models) > 1 and (options.claim or options.resume or options.verify):
+        raise InputError("model", models, "one model, for a claim or to resume")
+    if options.resume is None and not models:
+        raise InputError("model", None, "name one: a run, a checkpoint, runs:/..., models:/... or a file of weights")
+    return _evaluate(options, models, changes)
+
+
+def _models(flags: dict[str, Any]) -> list[str]:
+    """Take the addresses out of ``flags``, where ``model`` may also be the section of that name."""
+    given = flags.get("model")
+    if given is None or isinstance(given, dict):
+        address = (given or {}).get("address")
+        return [] if address is None else [str(address)]
+    del flags["model"]
+    addresses = given if isinstance(given, list) else [given]
+    for address in addresses:
+        if not isinstance(address, str):
+            raise InputError("model", address, "it takes an address, or several")
+    return addresses
+
+
+def _evaluate(options: Options, models: Sequence[str], changes: dict[str, Any]) -> int:
+    # Ray, torch and MLflow take seconds to import: only once the words of the command are in order.
+    from rich.console import Console
+
+    from distsens.distributed.examination_driver import (
+        check_same,
+        claim_of,
+        find_evaluation,
+        run_examination,
+    )
+    from distsens.distributed.examination_preflight import check_examination
+    from distsens.evaluation import check_claim, verify
+    from distsens.report import EvaluationView, show_evaluation, show_models
+
+    console = Console()
+    claim = None if options.verify is None else check_claim(_read(options.verify), options.verify)
+    resumed = None
+    if options.resume is not None:
+        resumed = find_evaluation(options.resume, _storage(changes))
+        fields = [merge(resumed.examination.model_dump(mode="json"), changes)]
+    else:
+        base = {} if claim is None else _of_claim(claim)
+        fields = [merge(merge(base, changes), {"model": {"address": model}}) for model in models]
+    examinations = [Examination.parse(one) for one in fields]
+    checked = []
+    for examination in examinations:
+        with console.status("checking") as status:
+            checked.append(check_examination(examination, status.update))
+        for warning in checked[-1].warnings:
+            console.print(f"warning: {warning}", markup=False, highlight=False, soft_wrap=True)
+    if resumed is not None:
+        check_same(resumed, checked[0])
+    if options.dry_run:
+        console.print("everything that can be checked is in order")
+        return 0
+    summaries = []
+    for one in checked:
+        with EvaluationView(console) as view:
+            summary, ledger, code = run_examination(one, view, resumed)
+        show_evaluation(console, summary)
+        summaries.append(summary)
+        if summary.message is not None or ledger is None:
+            print(f"{summary.status}: {summary.message}", file=sys.stderr)
+            place = summary.storage.removeprefix("file://")
+            print(f"resume with: python jobs/evaluate.py --resume {place}", file=sys.stderr)
+            _write(options.summary, [one.to_dict() for one in summaries])
+            return code
+        if options.claim is not None:
+            _write(options.claim, claim_of(one, ledger, summary.seconds))
+        if claim is not None:
+            verification = verify(claim, ledger, model_sha256=one.subject.sha256, data_digest=one.data_digest)
+            console.print(verification.sentence, style="bold", highlight=False, soft_wrap=True)
+            code = code or int(not verification.holds)
+    show_models(console, summaries)
+    documents = [summary.to_dict() for summary in summaries]
+    _write(options.summary, documents[0] if len(documents) == 1 else documents)
+    return code
+
+
+def _of_claim(claim: dict[str, Any]) -> dict[str, Any]:
+    """The claim's examination, without the places of who made it."""
+    places = ("storage", "tracking", "workers", "examples")
+    fields = {key: value for key, value in claim["examination"].items() if key not in places}
+    return merge(fields, {"data": {"root": None}})
+
+
+def _storage(changes: dict[str, Any]) -> str:
+    path = (changes.get("storage") or {}).get("path")
+    return "runs" if path is None else str(path)
+
+
+def _read(path: str) -> Any:
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError("verify", path, f"cannot be read as JSON: {error}") from None
+
+
+def _write(path: str | None, document: object) -> None:
+    if path is not None:
+        Path(path).write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    run_job(main)

@@ -1,0 +1,141 @@
+"""Train a classifier that resists adversarial examples, on this machine or on a Ray cluster.
+
+Give it a recipe, and any field of it as a flag on top; wherever a number is expected, a fraction will do:
+
+python jobs/train.py --recipe mnist-sns --stabilize.weight 0.5 --threat.eps 8/255 --workers.num 4
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from distsens.command_line import as_lists, parse_flags, run_job, show_help, take_options
+from distsens.errors import InputError
+from distsens.experiment import Experiment, load_recipe, merge
+
+RECIPES = Path(__file__).resolve().parent / "recipes"
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the job does with the experiment."""
+
+    recipe: str | None = None
+    """Name of a recipe in jobs/recipes, or path of a YAML file."""
+    resume: str | None = None
+    """Continue this run (name, path or s3:// address) from its newest checkpoint."""
+    summary: str | None = None
+    """Write the result to this file as JSON."""
+    dry_run: bool = False
+    """Check data, model, layers, storage and resources, then exit."""
+    print_experiment: bool = False
+    """Print the whole experiment as YAML, then exit."""
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run the job; its exit code is 0 for a finished run, 1 for a failed one, 2 for wrong input."""
+    if "--help" in arguments or "-h" in arguments:
+        show_help(__doc__ or "", Options(), Experiment())
+    flags = parse_flags(arguments)
+    options = take_options(Options, flags)
+    changes = as_lists(flags, Experiment().model_dump(mode="json"))
+    if options.resume is None:
+        if options.recipe is None:
+            raise InputError("recipe", None, "name one, as in --recipe quickstart, or --resume a run")
+        experiment = Experiment.parse(merge({"name": Path(options.recipe).stem, **_recipe(options.recipe)}, changes))
+    else:
+        experiment = Experiment.parse(merge(_recipe(options.recipe) if options.recipe else {}, changes))
+    if options.print_experiment and options.resume is None:
+        print(experiment.to_yaml(), end="")
+        return 0
+    return _train(options, experiment, changes)
+
+
+def _recipe(name: str) -> dict[str, Any]:
+    return load_recipe(name, [RECIPES])
+
+
+def _train(options: Options, experiment: Experiment, changes: dict[str, Any]) -> int:
+    # Ray, torch and MLflow take seconds to import: only once the words of the command are in order.
+    from rich.console import Console
+
+    from distsens.distributed.cluster import check_cluster_to_join
+    from distsens.distributed.driver import run_training
+    from distsens.distributed.preflight import check, storage_url
+    from distsens.distributed.runs import check_checkpoints, find_run, with_changes
+    from distsens.report import open_view, show_summary
+    from distsens.tracking import check_run
+
+    resumed = None
+    if options.resume is not None:
+        resumed = find_run(options.resume, storage_url(experiment))
+        given = merge(_recipe(options.recipe), changes) if options.recipe else changes
+        experiment = with_changes(resumed, given)
+        if options.print_experiment:
+            print(experiment.to_yaml(), end="")
+            return 0
+        check_checkpoints(resumed)
+    _check_summary(options.summary)
+    console = Console()
+    with console.status("checking") as status:
+        checked = check(experiment, status.update)
+    if resumed is not None:
+        check_run(checked.tracking_uri, resumed.mlflow_run_id)
+    for notice in checked.notices:
+        console.print(f"notice: {notice}", markup=False, highlight=False, soft_wrap=True)
+    if options.dry_run:
+        check_cluster_to_join(experiment.workers)
+        _show_checked(console, experiment, checked)
+        return 0
+    with open_view(console, experiment.training.epochs) as view:
+        summary, code = run_training(experiment, checked, view, resumed)
+    show_summary(console, summary)
+    if options.summary is not None:
+        Path(options.summary).write_text(json.dumps(summary.to_dict(), indent=2) + "\n", encoding="utf-8")
+    if summary.message is not None:
+        print(f"{summary.status}: {summary.message}", file=sys.stderr)
+        # A name is looked up in the default storage; elsewhere only the path finds the run.
+        run = summary.run if experiment.storage.path is None else summary.storage.removeprefix("file://")
+        print(f"resume with: python jobs/train.py --resume {run}", file=sys.stderr)
+    else:
+        console.print(
+            f"next: {_how_to_look(summary.mlflow_uri)} shows the run in MLflow", highlight=False, soft_wrap=True
+        )
+    return code
+
+
+def _how_to_look(uri: str) -> str:
+    if uri == f"sqlite:///{RECIPES.parents[1] / 'runs' / 'mlflow.db'}":
+        return "make ui"
+    return uri if uri.startswith("http") else f"mlflow ui --backend-store-uri {uri}"
+
+
+def _check_summary(path: str | None) -> None:
+    if path is not None and not Path(path).absolute().parent.is_dir():
+        raise InputError("summary", path, "its folder does not exist")
+
+
+def _show_checked(console: Any, experiment: Experiment, checked: Any) -> None:
+    data = checked.dataset
+    extra = f"; {data.extra} of the training images are extra, {checked.extra.per_batch} a batch" if data.extra else ""
+    console.print(
+        f"data {data.name}: {len(data.train)} training, {len(data.validation)} validation and {len(data.test)} test "
+        f"images of shape {data.shape}, {len(data.classes)} classes{extra}\n"
+        f"model {experiment.model.name}: {checked.parameters:,} parameters\n"
+        f"layers {', '.join(f'{layer} ({count})' for layer, count in checked.neurons.items())}\n"
+        f"storage {checked.storage.url}\n"
+        f"tracking {checked.tracking_uri}\n"
+        f"workers {experiment.workers.num}\n"
+        "everything that can be checked is in order",
+        highlight=False,
+        soft_wrap=True,
+    )
+
+
+if __name__ == "__main__":
+    run_job(main)

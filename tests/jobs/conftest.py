@@ -1,0 +1,208 @@
+"""The jobs as a user runs them: processes of their own, with a small and quick experiment."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+
+from distsens.command_line import run_job
+
+ROOT = Path(__file__).resolve().parents[2]
+# Each epoch trains long enough for a test to act between two checkpoints.
+QUICK = """
+--recipe quickstart --data.limit 512 --data.augment crop --threat.eps 0.05 --training.epochs 6 --training.batch_size 32
+--training.ema_decay 0.9 --attack.steps 3 --validation.steps 3 --test.steps 5 --test.restarts 1
+--stabilize.weight 0.2 --stabilize.warmup_start 0 --stabilize.refresh_steps 5
+""".split()
+
+
+@dataclass
+class Process:
+    """A running job whose output is read as it comes."""
+
+    popen: subprocess.Popen[str]
+    lines: list[str] = field(default_factory=list)
+
+    def wait_for(self, start: str) -> str:
+        """Read output up to the line that begins so."""
+        stream = self.popen.stdout
+        assert stream is not None
+        for line in stream:
+            self.lines.append(line.rstrip("\n"))
+            if line.startswith(start):
+                return line
+        raise AssertionError(f"the job ended without a line {start!r}:\n" + "\n".join(self.lines))
+
+    def end(self) -> int:
+        """Read the rest and return the exit code."""
+        stream = self.popen.stdout
+        assert stream is not None
+        self.lines += stream.read().splitlines()
+        return self.popen.wait(timeout=60)
+
+    @property
+    def output(self) -> str:
+        return "\n".join(self.lines)
+
+    @property
+    def run(self) -> str:
+        """Name of the run, from the job's first lines."""
+        return next(line.removeprefix("run ") for line in self.lines if line.startswith("run "))
+
+
+@dataclass
+class Job:
+    """``python jobs/<script>`` with storage of its own, a folder unless a URL is given."""
+
+    environment: dict[str, str]
+    folder: Path
+    script: str = "train.py"
+    storage_url: str | None = None
+    processes: list[Process] = field(default_factory=list)
+
+    @property
+    def storage(self) -> Path:
+        return self.folder / "runs"
+
+    def start(self, *arguments: str, **environment: str) -> Process:
+        """Start the job in a process group of its own."""
+        storage = self.storage_url or str(self.storage)
+        popen = subprocess.Popen(
+            [sys.executable, str(ROOT / "jobs" / self.script), *arguments, "--storage.path", storage],
+            cwd=self.folder,
+            env={**self.environment, **environment},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+        )
+        process = Process(popen)
+        self.processes.append(process)
+        return process
+
+    def run(self, *arguments: str, **environment: str) -> Process:
+        """Run the job to its end."""
+        process = self.start(*arguments, **environment)
+        process.end()
+        return process
+
+    def finish(self, *arguments: str) -> dict[str, Any]:
+        """Run the job to a good end; its summary."""
+        summary = self.folder / f"summary-{len(self.processes)}.json"
+        process = self.run(*arguments, "--summary", str(summary))
+        assert process.popen.returncode == 0, process.output
+        result: dict[str, Any] = json.loads(summary.read_text())
+        return result
+
+
+@pytest.fixture
+def run_here(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., tuple[int, str, str]]:
+    """Run a job in this process, in an empty folder, without a Ray; exit code, output, error output."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("RAY_ADDRESS", "MLFLOW_TRACKING_URI"):
+        monkeypatch.delenv(name, raising=False)
+
+    def run(script: str, *arguments: str) -> tuple[int, str, str]:
+        specification = importlib.util.spec_from_file_location(f"{script}_job", ROOT / "jobs" / f"{script}.py")
+        assert specification is not None
+        assert specification.loader is not None
+        module = importlib.util.module_from_spec(specification)
+        monkeypatch.setitem(sys.modules, f"{script}_job", module)
+        specification.loader.exec_module(module)
+        monkeypatch.setattr(sys, "argv", [f"jobs/{script}.py", *arguments])
+        with pytest.raises(SystemExit) as exited:
+            run_job(module.main)
+        assert not ray.is_initialized()
+        captured = capsys.readouterr()
+        return int(exited.value.code or 0), captured.out, captured.err
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def quick() -> list[str]:
+    """Arguments of a small experiment that uses everything."""
+    return list(QUICK)
+
+
+@pytest.fixture(scope="session")
+def make_job(
+    ray_environment: dict[str, str], tmp_path_factory: pytest.TempPathFactory, end_processes: Callable[[str], None]
+) -> Iterator[Callable[..., Job]]:
+    """Make jobs that are gone after the tests, whatever happened."""
+    jobs: list[Job] = []
+
+    def make(script: str = "train.py") -> Job:
+        job = Job(ray_environment, tmp_path_factory.mktemp("job"), script)
+        jobs.append(job)
+        return job
+
+    yield make
+    for process in (process for job in jobs for process in job.processes):
+        if process.popen.poll() is None:
+            os.killpg(process.popen.pid, signal.SIGKILL)
+            process.popen.wait()
+    end_processes(ray_environment["RAY_TMPDIR"])
+
+
+@pytest.fixture
+def job(make_job: Callable[..., Job]) -> Job:
+    """A job with an empty storage."""
+    return make_job()
+
+
+def processes_with(marker: str) -> dict[int, str]:
+    """Living processes of this machine whose environment names ``marker``: command lines by process id."""
+    found = {}
+    for folder in Path("/proc").iterdir():
+        if not folder.name.isdigit() or int(folder.name) == os.getpid():
+            continue
+        try:
+            state = (folder / "stat").read_text().rsplit(")", 1)[1].split()[0]
+            if state != "Z" and marker.encode() in (folder / "environ").read_bytes():
+                found[int(folder.name)] = (folder / "cmdline").read_text().replace("\0", " ")
+        except OSError:  # it ended while we looked
+            continue
+    return found
+
+
+@pytest.fixture(scope="session")
+def end_processes() -> Callable[[str], None]:
+    """End the processes whose environment names a marker: Ray's agents outlive their head by minutes."""
+
+    def end(marker: str) -> None:
+        for process in processes_with(marker):
+            with suppress(ProcessLookupError):
+                os.kill(process, signal.SIGKILL)
+
+    return end
+
+
+@pytest.fixture
+def nothing_left(ray_environment: dict[str, str]) -> Callable[..., None]:
+    """Assert that the jobs' processes, Ray's included, end within seconds."""
+
+    def check(*, but: tuple[str, ...] = ()) -> None:
+        deadline = time.monotonic() + 60
+        while left := [
+            line for line in processes_with(ray_environment["RAY_TMPDIR"]).values() if not line.startswith(but)
+        ]:
+            assert time.monotonic() < deadline, "still running:\n" + "\n".join(left)
+            time.sleep(0.5)
+
+    return check

@@ -1,0 +1,215 @@
+"""The evaluation as a user runs it, on a small classifier that somebody else trained."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import psutil
+import pytest
+import safetensors.torch
+import torch
+from mlflow import MlflowClient
+from torch.nn.functional import cross_entropy
+
+from distsens.assembly import load_data
+from distsens.attacks import Threat, pgd
+from distsens.experiment import Experiment
+from distsens.models.lenet import lenet5
+
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(300)]
+
+EPS = 0.08
+IMAGES = 40
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A LeNet-5 of digits, adversarially trained for a moment, as a state dict of DataParallel."""
+    dataset = load_data(Experiment())
+    images, labels = dataset.train.tensors()
+    pixels = images[slice(None)] / 255.0
+    torch.manual_seed(0)
+    network = lenet5(shape=dataset.shape, classes=10)
+    optimizer = torch.optim.AdamW(network.parameters(), lr=3e-3)
+    for _ in range(12):
+        for rows in torch.randperm(len(labels)).split(64):
+            twins = pgd(network, pixels[rows], labels[rows], Threat("linf", EPS), steps=3, step_size=EPS / 2)
+            optimizer.zero_grad()
+            cross_entropy(network(twins), labels[rows]).backward()
+            optimizer.step()
+    path = tmp_path_factory.mktemp("weights") / "lenet.safetensors"
+    safetensors.torch.save_file({f"module.{name}": value for name, value in network.state_dict().items()}, path)
+    return path
+
+
+@pytest.fixture
+def arguments(weights: Path) -> list[str]:
+    return [
+        *("--model", str(weights), "--factory", "lenet5", "--data.name", "digits"),
+        *("--threat.norm", "linf", "--threat.eps", str(EPS), "--data.limit", str(IMAGES), "--shard", "10"),
+    ]
+
+
+@pytest.fixture
+def job(make_job: Callable[..., Any]) -> Any:
+    return make_job("evaluate.py")
+
+
+def ledger_of(summary: dict[str, Any]) -> pd.DataFrame:
+    return pd.read_parquet(Path(summary["storage"].removeprefix("file://")) / "ledger.parquet")
+
+
+@pytest.fixture(scope="module")
+def judged(make_job: Callable[..., Any], weights: Path) -> tuple[Any, dict[str, Any]]:
+    """A whole evaluation by one examiner, with everything that can be asked of it."""
+    job = make_job("evaluate.py")
+    summary = job.finish(
+        *("--model", str(weights), "--factory", "lenet5", "--data.name", "digits"),
+        *("--threat.norm", "linf", "--threat.eps", str(EPS), "--data.limit", str(IMAGES), "--shard", "10"),
+        *("--attacks", "pgd", "apgd-ce", "apgd-t", "--workers.num", "1", "--eps-curve", "0.02", "0.08", "0.2"),
+        *("--corruptions", "brightness", "--diagnostics", "--claim", str(job.folder / "claim.json")),
+        *("--save-examples", str(job.folder / "pairs")),
+    )
+    return job, summary
+
+
+def test_the_job_starts_one_ray_and_says_nothing_of_it(judged: tuple[Any, dict[str, Any]]) -> None:
+    (process,) = judged[0].processes
+    assert "Ray instance" not in process.output, process.output
+
+
+def test_the_summary_counts_the_ledger(judged: tuple[Any, dict[str, Any]]) -> None:
+    _, summary = judged
+    rows = ledger_of(summary)
+    assert (summary["status"], summary["message"], summary["violations"]) == ("finished", None, 0)
+    assert summary["judged"] == summary["images"] == len(rows) == IMAGES
+    assert rows["image"].tolist() == list(range(IMAGES))
+    assert summary["robust_accuracy"]["count"] == int(rows["broken_by"].isna().sum())
+    assert summary["clean_accuracy"]["count"] == int((rows["label"] == rows["prediction"]).sum())
+    assert 0 < summary["robust_accuracy"]["value"] < summary["clean_accuracy"]["value"]
+    low, high = (summary["robust_accuracy"][end] for end in ("low", "high"))
+    assert low < summary["robust_accuracy"]["value"] < high
+    assert list(summary["after_attack"]) == ["pgd", "apgd-ce", "apgd-t"]
+    counts = [value["count"] for value in summary["after_attack"].values()]
+    assert counts == sorted(counts, reverse=True)
+    assert [point["eps"] for point in summary["curve"]] == [0.02, 0.08, 0.2]
+    assert len(summary["corruption_errors"]["brightness"]) == 5
+    assert summary["diagnostics"]
+    assert all(check["sentence"].endswith(".") for check in summary["diagnostics"])
+
+
+def test_mlflow_holds_the_numbers_the_ledger_and_the_figure(judged: tuple[Any, dict[str, Any]]) -> None:
+    _, summary = judged
+    client = MlflowClient(summary["mlflow_uri"])
+    run = client.get_run(summary["mlflow_run_id"])
+    assert run.info.status == "FINISHED"
+    assert run.data.metrics["evaluation/robust_accuracy"] == pytest.approx(summary["robust_accuracy"]["value"])
+    assert run.data.params["threat.eps"] == str(EPS)
+    artifacts = {artifact.path for artifact in client.list_artifacts(run.info.run_id)}
+    assert artifacts >= {"ledger.parquet", "evaluation.json", "evaluation.png", "evaluation.svg"}
+
+
+def test_saved_pairs_are_the_images_and_examples_that_the_ledger_speaks_of(
+    judged: tuple[Any, dict[str, Any]], weights: Path
+) -> None:
+    job, summary = judged
+    shards = [np.load(path) for path in sorted((job.folder / "pairs").glob("*.npz"))]
+    pairs = {name: np.concatenate([shard[name] for shard in shards]) for name in shards[0].files}
+    rows = ledger_of(summary)
+    test = load_data(Experiment()).test
+    assert (pairs["images"] == np.asarray(test.images)[:IMAGES]).all()
+    assert pairs["labels"].tolist() == rows["label"].tolist()
+    distance = np.abs(pairs["adversarial"] - pairs["images"] / np.float32(255)).max()
+    assert distance <= EPS + 1e-6
+    network = lenet5(shape=test.shape, classes=10).eval()
+    network.load_state_dict(
+        {name.removeprefix("module."): value for name, value in safetensors.torch.load_file(weights).items()}
+    )
+    with torch.no_grad():
+        predicted = network(torch.from_numpy(pairs["adversarial"])).argmax(1).numpy()
+    assert ((predicted == pairs["labels"]) == rows["broken_by"].isna()).all()
+
+
+def test_two_examiners_of_which_one_is_killed_find_the_same(
+    judged: tuple[Any, dict[str, Any]], job: Any, arguments: list[str]
+) -> None:
+    summary = job.folder / "summary.json"
+    process = job.start(
+        *arguments, *("--attacks", "pgd", "apgd-ce", "apgd-t", "--eps-curve", "0.02", "0.08", "0.2"),
+        *("--corruptions", "brightness", "--workers.num", "2", "--summary", str(summary)),
+    )  # fmt: skip
+    process.wait_for("judging")
+    os.kill(an_examiner(process.popen.pid), signal.SIGKILL)
+    assert process.end() == 0, process.output
+    pd.testing.assert_frame_equal(ledger_of(json.loads(summary.read_text())), ledger_of(judged[1]))
+
+
+def test_a_killed_driver_is_resumed_after_its_last_shard(
+    judged: tuple[Any, dict[str, Any]], job: Any, arguments: list[str]
+) -> None:
+    attacks = (
+        "--attacks",
+        "pgd",
+        "apgd-ce",
+        "apgd-t",
+        "--eps-curve",
+        "0.02",
+        "0.08",
+        "0.2",
+        "--corruptions",
+        "brightness",
+    )
+    process = job.start(*arguments, *attacks, "--workers.num", "1")
+    process.wait_for("judging")
+    deadline = time.monotonic() + 120
+    while len(done := list(job.storage.glob("evaluate-*/ledger/*.parquet"))) < 2:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    process.popen.kill()
+    process.end()
+    before = {path: path.stat().st_mtime_ns for path in done}
+    assert len(before) < IMAGES // 10
+    evaluation = done[0].parents[1]
+    summary = job.finish("--resume", str(evaluation))
+    assert {path: path.stat().st_mtime_ns for path in before} == before, "a finished shard was judged again"
+    pd.testing.assert_frame_equal(ledger_of(summary), ledger_of(judged[1]))
+
+
+def test_a_claim_is_verified_and_a_false_one_is_refuted(
+    judged: tuple[Any, dict[str, Any]], job: Any, weights: Path
+) -> None:
+    path = judged[0].folder / "claim.json"
+    sample = ("--model", str(weights), "--factory", "lenet5", "--data.limit", "20")
+    honest = job.run("--verify", str(path), *sample)
+    assert honest.popen.returncode == 0, honest.output
+    assert "the claim holds: of 20 images judged anew, 0 are claimed" in honest.output
+    claim = json.loads(path.read_text())
+    claim["standing"] = claim["right"]
+    claim["robust_accuracy"]["count"] = claim["clean_accuracy"]["count"]
+    forged = job.folder / "forged.json"
+    forged.write_text(json.dumps(claim))
+    refuted = job.run("--verify", str(forged), *sample)
+    assert refuted.popen.returncode == 1, refuted.output
+    assert "the claim does not hold" in refuted.output
+
+
+def an_examiner(driver: int) -> int:
+    """Process id of a living examiner of the job."""
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        for process in psutil.Process(driver).children(recursive=True):
+            try:
+                if "ray::Examiner" in " ".join(process.cmdline()):
+                    return process.pid
+            except psutil.Error:  # it ended while we looked
+                continue
+        time.sleep(0.1)
+    raise AssertionError("no examiner was seen")

@@ -1,0 +1,75 @@
+"""What the evaluation refuses: one line, exit code 2, and nothing started or left behind."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import pytest
+import safetensors.torch
+import torch
+
+from distsens.models.lenet import lenet5
+
+GIVEN = "--model net.safetensors --factory lenet5 --data.name digits --threat.norm linf --threat.eps 0.1"
+Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def run(run_here: Run, tmp_path: Path) -> Run:
+    """Run the job in a folder with weights of a LeNet-5."""
+    torch.manual_seed(0)
+    safetensors.torch.save_file(lenet5(shape=(1, 8, 8), classes=10).state_dict(), tmp_path / "net.safetensors")
+    (tmp_path / "claim.json").write_text(json.dumps({"format": 1}))
+    return partial(run_here, "evaluate")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ("", "error: model: got None; name one"),
+        ("--model", "error: model: got True; it takes an address"),
+        ("--model nowhere", "error: model: got 'nowhere'"),
+        ("--model net.safetensors", "error: factory: got None"),
+        ("--model net.safetensors --factory lenet5", "error: data.name: got None"),
+        (GIVEN.replace("--threat.norm linf --threat.eps 0.1", ""), "error: threat: got None"),
+        (GIVEN.replace("lenet5", "small_cnn"), "error: model: got"),
+        (GIVEN.replace("digits", "cifar1"), "error: data.name: got 'cifar1'"),
+        (GIVEN.replace("0.1", "8"), "error: threat.eps: got 8"),
+        (f"{GIVEN} --attacks autoatack", "error: attacks: got 'autoatack'"),
+        (f"{GIVEN} --attacks transfer", "error: transfer: got None"),
+        (f"{GIVEN} --attacks cw", "threat.norm"),
+        (f"{GIVEN} --corruptions rain", "error: corruptions: got 'rain'"),
+        (f"{GIVEN} --eps-curve 0.1 3", "error: eps_curve: got 3"),
+        (f"{GIVEN} --data.limit 100000", "error: data.limit: got 100000"),
+        (f"{GIVEN} --workers.num 1000", "error: workers.num: got 1000"),
+        (f"{GIVEN} --claim no/folder.json", "error: claim: got 'no/folder.json'"),
+        (f"{GIVEN} --verify claim.json", "error: verify: got 'claim.json'; must hold a claim; it lacks"),
+        (f"{GIVEN} --nonsense 1", "nonsense"),
+        ("--resume nothing", "error: resume: got 'nothing'"),
+    ],
+)
+def test_wrong_input_is_one_line_and_exit_code_2(run: Run, tmp_path: Path, arguments: str, says: str) -> None:
+    code, _, error = run(*arguments.split())
+    assert code == 2, error
+    assert says in error, error
+    assert error.count("\n") == 1, error
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["claim.json", "net.safetensors"]
+
+
+def test_a_dry_run_checks_everything_and_leaves_nothing(run: Run, tmp_path: Path) -> None:
+    code, output, error = run(
+        *GIVEN.split(), "--dry-run", "--attacks", "autoattack", "adaptive", "--corruptions", "all"
+    )
+    assert (code, error) == (0, "")
+    assert "everything that can be checked is in order" in output
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["claim.json", "net.safetensors"]
+
+
+def test_help_names_every_field_and_every_option(run: Run) -> None:
+    code, output, _ = run("--help")
+    assert code == 0
+    for name in ("--model.address", "--threat.eps", "--eps-curve", "--verify", "--claim", "--pgd.restarts"):
+        assert name in output

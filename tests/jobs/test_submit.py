@@ -1,0 +1,200 @@
+"""The training job submitted to a running Ray cluster, from a clean clone."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import pytest
+from mlflow import MlflowClient
+
+ROOT = Path(__file__).resolve().parents[2]
+BIN = Path(sys.executable).parent
+
+pytestmark = pytest.mark.ray
+
+
+@dataclass
+class Head:
+    """A Ray head on loopback, and what a client needs to submit jobs to it."""
+
+    environment: dict[str, str]
+    dashboard: str
+    clone: Path
+    home: Path
+
+    def ray(self, *arguments: str, timeout: float = 240, **environment: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [str(BIN / "ray"), *arguments],
+            cwd=self.clone,
+            env={**self.environment, **environment},
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+            check=False,
+        )
+
+    def submit(self, *arguments: str, wait: bool = True, **environment: str) -> subprocess.CompletedProcess[str]:
+        """``ray job submit --working-dir . -- python jobs/train.py ...`` in the clean clone."""
+        options = ["--address", self.dashboard, "--working-dir", ".", *([] if wait else ["--no-wait"])]
+        return self.ray("job", "submit", *options, "--", "python", "jobs/train.py", *arguments, **environment)
+
+    def statuses(self) -> list[str]:
+        """Of the runs in the store that a submitted job uses by default, newest first."""
+        store = self.home / "distsens" / "runs" / "mlflow.db"
+        if not store.exists():
+            return []
+        client = MlflowClient(f"sqlite:///{store}")
+        experiments = [experiment.experiment_id for experiment in client.search_experiments()]
+        runs = client.search_runs(experiments, order_by=["attributes.start_time DESC"])
+        return [run.info.status for run in runs]
+
+
+def free_ports(count: int) -> list[int]:
+    sockets = [socket.socket() for _ in range(count)]
+    for one in sockets:
+        one.bind(("127.0.0.1", 0))
+    ports = [one.getsockname()[1] for one in sockets]
+    for one in sockets:
+        one.close()
+    return ports
+
+
+StartHead = Callable[..., AbstractContextManager[Head]]
+
+
+@pytest.fixture
+def start_head(ray_environment: dict[str, str], tmp_path: Path, end_processes: Callable[[str], None]) -> StartHead:
+    """A context manager: a head with these variables in its environment."""
+    return partial(head, ray_environment, tmp_path, end_processes)
+
+
+@contextmanager
+def head(
+    environment: dict[str, str], folder: Path, end_processes: Callable[[str], None], **extra: str
+) -> Iterator[Head]:
+    """Start a head, and stop its processes, and no other Ray's, at the end."""
+    clone, home = folder / "clone", folder / "home"
+    home.mkdir()
+    copy_of_the_project(clone)
+    port, dashboard, agent = free_ports(3)
+    sockets = tempfile.mkdtemp(prefix="ds-", dir="/tmp")  # short, as Ray puts sockets there
+    environment = {
+        **environment,
+        "RAY_TMPDIR": sockets,
+        "HOME": str(home),
+        "PATH": f"{BIN}{os.pathsep}{environment['PATH']}",
+        **extra,
+    }
+    command = [str(BIN / "ray"), "start", "--head", "--block", "--node-ip-address", "127.0.0.1", "--port", str(port)]
+    command += ["--dashboard-host", "127.0.0.1", "--dashboard-port", str(dashboard), "--num-cpus", "2"]
+    command += ["--dashboard-agent-listen-port", str(agent), "--disable-usage-stats"]
+    with (folder / "head.log").open("w") as log:
+        process = subprocess.Popen(command, env=environment, stdout=log, stderr=log, cwd=home, start_new_session=True)
+    one = Head(environment, f"http://127.0.0.1:{dashboard}", clone, home)
+    try:
+        deadline = time.monotonic() + 90
+        # Only a job that ran proves that the dashboard, its agent and the job manager are all up.
+        while one.ray("job", "submit", "--address", one.dashboard, "--", "python", "-c", "pass").returncode != 0:
+            assert process.poll() is None, (folder / "head.log").read_text()
+            assert time.monotonic() < deadline, (folder / "head.log").read_text()
+            time.sleep(1)
+        yield one
+    finally:
+        process.terminate()
+        try:
+            process.wait(timeout=30)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+        end_processes(sockets)
+        shutil.rmtree(sockets, ignore_errors=True)
+
+
+def copy_of_the_project(target: Path) -> None:
+    """The files that a clone of the project would have, as they are now."""
+    listed = subprocess.run(
+        ["git", "-C", str(ROOT), "ls-files", "--cached", "--others", "--exclude-standard", "-z"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if listed.returncode != 0:
+        pytest.skip("the project is not a git checkout")
+    for name in filter(None, listed.stdout.split("\0")):
+        if (ROOT / name).is_file():
+            (target / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(ROOT / name, target / name)
+
+
+def test_a_submitted_job_succeeds_fails_and_stops_as_the_training_does(
+    start_head: StartHead, tmp_path: Path, quick: list[str]
+) -> None:
+    token = tmp_path / "token"
+    secret = "a-token-of-32-characters-or-more-0123456789"
+    token.write_text(secret)
+    token.chmod(0o600)
+    with start_head(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN_PATH=str(token)) as cluster:
+        short = [*quick, "--training.epochs", "2"]
+
+        # Without the token nobody submits.
+        refused = cluster.submit(*short, RAY_AUTH_TOKEN_PATH="/nonexistent", RAY_AUTH_MODE="disabled")
+        assert refused.returncode != 0
+        assert cluster.statuses() == []
+
+        done = cluster.submit(*short)
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert "PGD-5" in done.stdout
+        assert cluster.statuses() == ["FINISHED"]
+        assert secret not in done.stdout + done.stderr
+
+        too_many = cluster.submit(*short, "--workers.num", "5")
+        assert too_many.returncode != 0
+        assert "error: workers.num: got 5; the cluster has room for 2 workers of 1 CPU each" in too_many.stdout
+        assert cluster.statuses() == ["FINISHED"]
+
+        dry = cluster.submit(*short, "--workers.num", "5", "--dry-run")
+        assert dry.returncode != 0
+        assert "the cluster has room for 2 workers" in dry.stdout
+
+        failed = cluster.submit(*short, "--training.optimizer", "sgd", "--training.lr", "1e20")
+        assert failed.returncode != 0
+        assert "failed: the loss or its gradient became NaN" in failed.stdout
+        assert cluster.statuses() == ["FAILED", "FINISHED"]
+
+        long = cluster.submit(*quick, "--training.epochs", "500", wait=False)
+        assert long.returncode == 0, long.stdout + long.stderr
+        job = re.search(r"raysubmit_\w+", long.stdout)
+        assert job is not None
+        wait_for_epoch(cluster, job[0])
+        stopped = cluster.ray("job", "stop", "--address", cluster.dashboard, job[0])
+        assert stopped.returncode == 0, stopped.stdout + stopped.stderr
+        deadline = time.monotonic() + 40
+        while cluster.statuses() != ["KILLED", "FAILED", "FINISHED"]:
+            assert time.monotonic() < deadline, cluster.statuses()
+            time.sleep(1)
+
+
+def test_a_job_is_submitted_to_a_head_without_tokens(start_head: StartHead, quick: list[str]) -> None:
+    with start_head(RAY_AUTH_MODE="disabled") as cluster:
+        done = cluster.submit(*quick, "--training.epochs", "1")
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert cluster.statuses() == ["FINISHED"]
+
+
+def wait_for_epoch(cluster: Head, job: str) -> None:
+    deadline = time.monotonic() + 120
+    while "epoch   1" not in cluster.ray("job", "logs", "--address", cluster.dashboard, job).stdout:
+        assert time.monotonic() < deadline
+        time.sleep(1)

@@ -1,0 +1,241 @@
+"""Wrong input to the training job: one clear line, exit code 2, nothing started and nothing left behind."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from PIL import Image
+
+from distsens.distributed.runs import StoredRun
+from distsens.experiment import Experiment
+from distsens.storage import Checkpoints, open_place
+
+ROOT = Path(__file__).resolve().parents[2]
+# Those whose data and resources any machine has; tests/test_recipes.py checks what it can of the others.
+RECIPES = sorted(
+    path.stem for path in (ROOT / "jobs" / "recipes").glob("*.yaml") if path.stem.startswith(("mnist", "quickstart"))
+)
+
+
+Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def run(run_here: Run) -> Run:
+    """Run the job in an empty folder."""
+    return partial(run_here, "train")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ("", "error: recipe: got None; name one"),
+        ("--recipe nope", "error: recipe: got 'nope'; one of cifar10-resnet18-mart"),
+        ("--recipe ./nope.yaml", "error: recipe: got './nope.yaml'; there is no such file"),
+        ("--recipe quickstart --objectiv.name x", "there is no such field; allowed are name, seed, data"),
+        ("--recipe quickstart --threat.epsilon 0.1", "error: threat.epsilon: got 0.1; there is no such field"),
+        ("--recipe quickstart --model.name resnet1", "error: model.name: got 'resnet1'; must be one of small_cnn"),
+        ("--recipe quickstart --model.name no.such:thing", "module no.such cannot be imported"),
+        ("--recipe quickstart --model.mean 0.1 0.2", "error: model.mean: got (0.1, 0.2)"),
+        (
+            "--recipe quickstart --stabilize.layers nothing*",
+            "error: stabilize.layers: got 'nothing*'; it matches no layer",
+        ),
+        ("--recipe quickstart --stabilize.ratio 0", "error: stabilize.ratio: got 0; "),
+        ("--recipe quickstart --stabilize.ratio 1.01", "(allowed: above 0, at most 1)"),
+        ("--recipe quickstart --threat.eps 8", "error: threat.eps: got 8.0; pixels lie in [0, 1]"),
+        ("--recipe quickstart --threat.norm l2 --threat.eps 9", "error: threat.eps: got 9.0; two images are at most 8"),
+        ("--recipe quickstart --workers.num 0", "error: workers.num: got 0; "),
+        ("--recipe quickstart --workers.num 60", "error: workers.num: got 60; this machine has room for"),
+        ("--recipe quickstart --workers.cpus 4000", "of 4000 CPU each"),
+        ("--recipe quickstart --storage.path /proc/runs", "error: storage.path: got 'file:///proc/runs'"),
+        ("--recipe quickstart --storage.path gs://bucket/runs", "error: storage.path: got 'gs://bucket/runs'"),
+        ("--recipe quickstart --tracking.uri http://127.0.0.1:9", "error: tracking.uri: got 'http://127.0.0.1:9'"),
+        (
+            "--recipe quickstart --tracking.uri postgresql://me:secret@db/mlflow",
+            "error: tracking.uri: got 'postgresql://me:***@db/mlflow'; a password stays out of recipes and flags",
+        ),
+        ("--recipe mnist-sns --data.root /nowhere", "error: data.root: got '/nowhere'; must hold MNIST"),
+        ("--recipe quickstart --data.augment spin", "error: data.augment: got 'spin'; must be one of crop, flip"),
+        (
+            "--recipe quickstart --data.name cifar10 --data.root /nowhere",
+            "must hold cifar-10-batches-py/data_batch_1; --data",
+        ),
+        (
+            "--recipe quickstart --data.name folder --data.root /nowhere",
+            "'/nowhere'; must be a folder of class folders",
+        ),
+        ("--recipe quickstart --data.extra /nowhere.npz", "error: data.extra: got '/nowhere.npz'; must be a readable"),
+        ("--recipe quickstart --data.validation_fraction 0.0001", "error: data.validation_fraction: got 0.0001"),
+        ("--recipe quickstart --training.batch_size 5000", "error: training.batch_size: got 5000; must be 1 to 1293"),
+        (
+            "--recipe quickstart --training.batch_size 1",
+            "error: training.batch_size: got 1; at least one image a worker",
+        ),
+        (
+            "--recipe quickstart --objective.name trades --attack.random_start none",
+            "error: attack.random_start: got 'none'",
+        ),
+        (
+            "--recipe quickstart --training.batch_norm benign",
+            "error: training.batch_norm: got 'benign'; pgd_at has no benign half",
+        ),
+        ("--recipe quickstart --stabilize.pairs 0.3", "error: stabilize.pairs: got 0.3; it must be 1/n"),
+        ("--recipe quickstart --test.random_start none", "error: test.restarts: got 2; "),
+        ("--recipe quickstart --attack.name bim --attack.restarts 3", "error: attack.restarts: got 3; "),
+        (
+            "--recipe quickstart --validation.name fgsm --validation.step_size 0.1",
+            "error: validation.step_size: got 0.1; fgsm takes one step of length eps",
+        ),
+        ("--recipe quickstart --test.name mim", "error: test.name: got 'mim'; auto or pgd"),
+        (
+            "--recipe quickstart --objective.name trades --attack.name cw_pgd",
+            "error: attack.name: got 'cw_pgd'; trades needs pgd or fast_fgsm",
+        ),
+        (
+            "--recipe quickstart --threat.norm l1 --threat.eps 65",
+            "error: threat.eps: got 65.0; two images are at most 64 apart in l1",
+        ),
+        ("--recipe quickstart --summary /nowhere/s.json", "error: summary: got '/nowhere/s.json'"),
+        ("--recipe quickstart --dry-run maybe", "error: dry_run: got 'maybe'; it takes no value"),
+        ("--resume nope", "error: resume: got 'nope'; there is no such run"),
+        ("quickstart", "error: command line: got 'quickstart'"),
+    ],
+)
+def test_wrong_input_is_one_line_and_exit_code_2(run: Run, tmp_path: Path, arguments: str, says: str) -> None:
+    code, output, error = run(*arguments.split())
+    assert code == 2
+    assert output == ""
+    assert error.count("\n") == 1
+    assert says in error
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_wrong_input_ends_the_process_with_exit_code_2(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "jobs" / "train.py"), "--recipe", "quickstart", "--threat.eps", "8"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == "error: threat.eps: got 8.0; pixels lie in [0, 1], so a linf eps must too (8/255, not 8)\n"
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_a_dry_run_of_a_recipe_checks_everything_and_leaves_nothing(
+    run: Run, tmp_path: Path, recipe: str, request: pytest.FixtureRequest
+) -> None:
+    arguments = ["--recipe", recipe, "--dry-run", "--workers.num", "1"]
+    if recipe.startswith("mnist"):
+        arguments += ["--data.root", str(request.getfixturevalue("data_root"))]
+    code, output, error = run(*arguments)
+    assert (code, error) == (0, "")
+    assert "everything that can be checked is in order" in output
+    assert "network.conv1 (32)" in output
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_dry_run_names_files_that_cannot_be_read_and_counts_extra_images(run: Run, tmp_path: Path) -> None:
+    for number in range(80):
+        path = tmp_path / "set" / "ab"[number % 2] / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (12, 9), (3 * number, 0, 0)).save(path)
+    for number in range(7):
+        (tmp_path / "set" / "a" / f"bad{number}.jpg").write_bytes(b"no image")
+    np.savez(tmp_path / "extra.npz", images=np.zeros((9, 8, 8, 3), np.uint8), labels=np.arange(9) % 2)
+    arguments = "--recipe quickstart --dry-run --workers.num 1 --training.batch_size 20 --data.name folder"
+    arguments += f" --data.root {tmp_path}/set --data.image_size 8 --data.extra {tmp_path}/extra.npz"
+    code, output, error = run(*arguments.split())
+    assert (code, error) == (0, "")
+    assert "notice: 7 files cannot be read and are left out: a/bad0.jpg (not an image), a/bad1.jpg" in output
+    assert "a/bad4.jpg (not an image), ...\n" in output
+    assert "data folder: 67 training, 6 validation and 16 test images of shape (3, 8, 8), 2 classes" in output
+    assert "; 9 of the training images are extra, 10 a batch\n" in output
+
+
+def test_the_printed_experiment_is_a_recipe_with_every_field(run: Run, tmp_path: Path) -> None:
+    code, output, _ = run(*"--recipe quickstart --print-experiment --threat.eps 8/255 --data.augment crop".split())
+    assert code == 0
+    printed = yaml.safe_load(output)
+    assert printed["threat"]["eps"] == pytest.approx(8 / 255)
+    assert printed["data"]["augment"] == ["crop"]
+    assert printed["name"] == "quickstart"
+    assert set(printed) == set(Experiment.model_fields)
+    recipe = tmp_path / "mine.yaml"
+    recipe.write_text(output)
+    assert run("--recipe", str(recipe), "--print-experiment")[1] == output
+
+
+@pytest.mark.parametrize(("steps", "noticed"), [("9", False), ("10", True)])
+def test_an_alarm_that_cannot_sound_deserves_a_word(run: Run, steps: str, noticed: bool) -> None:
+    arguments = "--recipe quickstart --dry-run --workers.num 1 --alarm.action stop --attack.steps"
+    code, output, _ = run(*arguments.split(), steps)
+    assert code == 0
+    assert ("notice: alarm.action is stop, but none is raised" in output) == noticed
+
+
+def test_help_names_every_field_and_every_option(run: Run) -> None:
+    code, output, _ = run("--help")
+    assert code == 0
+    for flag in ("--recipe", "--resume", "--summary", "--dry-run", "--print-experiment"):
+        assert flag in output
+    for field in Experiment().flat():
+        assert f"--{field.replace('_', '-')}" in output
+
+
+@pytest.fixture
+def stored(tmp_path: Path) -> StoredRun:
+    """A run in storage with one checkpoint."""
+    experiment = Experiment.parse({"name": "old", "training": {"batch_size": 64}})
+    stored = StoredRun("old-1", open_place(str(tmp_path / "runs" / "old-1")), experiment, "0" * 32)
+    stored.save()
+    Checkpoints(stored.place).save(1, {"model.safetensors": b"m" * 100}, experiment=experiment.digest(), metrics={})
+    return stored
+
+
+def test_a_run_is_not_resumed_as_another_experiment(run: Run, stored: StoredRun) -> None:
+    code, _, error = run("--resume", stored.name, "--threat.eps", "0.2", "--training.lr", "0.3")
+    assert code == 2
+    assert error.startswith("error: resume: got 'old-1'; it is another experiment (threat.eps, training.lr differ)")
+
+
+def test_a_run_is_not_resumed_from_another_experiments_checkpoint(run: Run, stored: StoredRun) -> None:
+    Checkpoints(stored.place).save(2, {"model.safetensors": b"m"}, experiment="f" * 64, metrics={})
+    code, _, error = run("--resume", stored.name)
+    assert (code, error.count("\n")) == (2, 1)
+    assert "its checkpoint of epoch 2 was written by another experiment" in error
+
+
+def test_a_run_is_not_resumed_when_its_only_checkpoint_is_truncated(run: Run, stored: StoredRun) -> None:
+    file = Path(stored.place.url.removeprefix("file://")) / "checkpoints" / "epoch-0001" / "model.safetensors"
+    os.truncate(file, 50)
+    code, _, error = run("--resume", str(file.parents[2]))
+    assert (code, error.count("\n")) == (2, 1)
+    assert "none of its checkpoints can be used" in error
+    assert "50 bytes, the manifest says 100" in error
+
+
+def test_a_run_of_another_format_is_refused(run: Run, stored: StoredRun) -> None:
+    file = Path(stored.place.url.removeprefix("file://")) / "run.json"
+    file.write_text(json.dumps({"format": 99}))
+    code, _, error = run("--resume", stored.name)
+    assert (code, error.count("\n")) == (2, 1)
+    assert "format" in error
+
+
+def test_a_run_whose_mlflow_run_is_gone_is_refused(run: Run, stored: StoredRun, tmp_path: Path) -> None:
+    code, _, error = run("--resume", stored.name)
+    assert (code, error.count("\n")) == (2, 1)
+    assert f"error: tracking.run_id: got '{stored.mlflow_run_id}'" in error
+    assert not (tmp_path / "runs" / "mlflow.db").exists()
