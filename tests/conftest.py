@@ -12,6 +12,7 @@ from pathlib import Path
 import boto3
 import ceph as ceph_server
 import pytest
+import torch
 from hypothesis import HealthCheck, settings
 from moto.server import ThreadedMotoServer
 
@@ -20,6 +21,12 @@ settings.register_profile(
     "distsens", deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize=bool(os.environ.get("CI"))
 )
 settings.load_profile("distsens")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread() -> None:
+    """The networks are too small to share out, and threads that wait for one another are slow on a busy machine."""
+    torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")
