@@ -177,7 +177,9 @@ class Stabilize(Section):
     pairs: Number = Field(
         1 / 16, gt=0, le=1, description="Part of a batch's pairs that is compared: 1/n takes every n-th."
     )
-    refresh_steps: Count | None = Field(None, ge=1, description="Select anew every n steps; default once an epoch.")
+    refresh_steps: Count | None = Field(
+        None, ge=1, description="Select anew every n steps and at the end of each epoch; default there alone."
+    )
     decay: Number = Field(0.5, ge=0, lt=1, description="Weight of the past in the average that selects.")
     warmup_start: Number = Field(0.3, ge=0, le=1, description="Part of training after which the weight starts to grow.")
     warmup_end: Number = Field(0.6, ge=0, le=1, description="Part of training at which the weight is full.")

@@ -12,9 +12,10 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
-from distsens.command_line import as_lists, parse_flags, run_job, show_help, take_options
+from distsens.command_line import as_lists, check_output, parse_flags, run_job, show_help, take_options
 from distsens.errors import InputError
 from distsens.experiment import Experiment, load_recipe, merge
 
@@ -69,6 +70,7 @@ def _train(options: Options, experiment: Experiment, changes: dict[str, Any]) ->
     from distsens.distributed.preflight import check, storage_url
     from distsens.distributed.runs import check_checkpoints, find_run, with_changes
     from distsens.report import open_view, show_summary
+    from distsens.storage import address
     from distsens.tracking import check_run
 
     resumed = None
@@ -80,7 +82,7 @@ def _train(options: Options, experiment: Experiment, changes: dict[str, Any]) ->
             print(experiment.to_yaml(), end="")
             return 0
         check_checkpoints(resumed)
-    _check_summary(options.summary)
+    check_output("summary", options.summary)
     console = Console()
     with console.status("checking") as status:
         checked = check(experiment, status.update)
@@ -99,9 +101,7 @@ def _train(options: Options, experiment: Experiment, changes: dict[str, Any]) ->
         Path(options.summary).write_text(json.dumps(summary.to_dict(), indent=2) + "\n", encoding="utf-8")
     if summary.message is not None:
         print(f"{summary.status}: {summary.message}", file=sys.stderr)
-        # A name is looked up in the default storage; elsewhere only the path finds the run.
-        run = summary.run if experiment.storage.path is None else summary.storage.removeprefix("file://")
-        print(f"resume with: python jobs/train.py --resume {run}", file=sys.stderr)
+        print(f"resume with: python jobs/train.py --resume {quote(address(summary.storage))}", file=sys.stderr)
     else:
         console.print(
             f"next: {_how_to_look(summary.mlflow_uri)} shows the run in MLflow", highlight=False, soft_wrap=True
@@ -113,11 +113,6 @@ def _how_to_look(uri: str) -> str:
     if uri == f"sqlite:///{RECIPES.parents[1] / 'runs' / 'mlflow.db'}":
         return "make ui"
     return uri if uri.startswith("http") else f"mlflow ui --backend-store-uri {uri}"
-
-
-def _check_summary(path: str | None) -> None:
-    if path is not None and not Path(path).absolute().parent.is_dir():
-        raise InputError("summary", path, "its folder does not exist")
 
 
 def _show_checked(console: Any, experiment: Experiment, checked: Any) -> None:

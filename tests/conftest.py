@@ -12,6 +12,7 @@ from pathlib import Path
 import boto3
 import ceph as ceph_server
 import pytest
+import ray
 import torch
 from hypothesis import HealthCheck, settings
 from moto.server import ThreadedMotoServer
@@ -21,6 +22,11 @@ settings.register_profile(
     "distsens", deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize=bool(os.environ.get("CI"))
 )
 settings.load_profile("distsens")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with what takes longest: a file goes to one process, and none is to wait for another at the end."""
+    items.sort(key=lambda item: item.get_closest_marker("ray") is None)
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -57,6 +63,18 @@ def ray_environment() -> Iterator[dict[str, str]]:
     (folder / "r").mkdir()
     yield environment
     shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture(scope="module")
+def local_ray(ray_environment: dict[str, str]) -> Iterator[None]:
+    """A Ray with two CPUs for tests that use its actors from this process."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_TMPDIR", ray_environment["RAY_TMPDIR"])
+        patch.setenv("HOME", ray_environment["HOME"])
+        patch.delenv("RAY_ADDRESS", raising=False)
+        ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
+        yield
+        ray.shutdown()
 
 
 @pytest.fixture(scope="session")

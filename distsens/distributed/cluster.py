@@ -6,13 +6,17 @@ import json
 import logging
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import ray
+import ray._private.state
 import torch
 
 from distsens.errors import InputError
 from distsens.experiment import Workers
+
+PLACES_TIMEOUT_S = 1800
+"""Seconds of waiting for a busy cluster that Ray Train counts as one failure of its controller."""
 
 _ADDRESS = "RAY_ADDRESS"
 _JOB_CONFIG = "RAY_JOB_CONFIG_JSON_ENV_VAR"
@@ -25,6 +29,8 @@ _SETTINGS = {
     "RAY_USAGE_STATS_ENABLED": "0",
     # Ray's coming default, asked for here so that it does not warn of it on every start.
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    # Train counts a wait of this length for free places as a failure; see the driver, which waits for a day.
+    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": str(PLACES_TIMEOUT_S),
 }
 
 
@@ -62,8 +68,14 @@ def check_cluster_to_join(workers: Workers) -> None:
 
 
 def check_capacity_of_cluster(workers: Workers) -> None:
-    """Refuse what the connected cluster's nodes can never give, however long one waits."""
+    """Refuse what the connected cluster can never give, however long one waits, nor its autoscaler add."""
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    # Totals over all kinds of nodes: for a cluster that grows, how they are shared out is not known before.
+    grown = ray._private.state.state.get_max_resources_from_cluster_config()
+    if grown is not None:
+        with suppress(InputError):
+            check_capacity(workers, [grown], "the cluster")
+            return
     check_capacity(workers, nodes, "the cluster")
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 import tempfile
 import threading
 import time
+import traceback
 import uuid
 from contextlib import closing
 from dataclasses import dataclass
@@ -18,21 +20,28 @@ from ray.train.v2._internal.execution.callback import ControllerCallback
 
 from distsens import assembly
 from distsens.data import ImageFiles, ImageSet
-from distsens.distributed.cluster import check_capacity_of_cluster, connected
+from distsens.distributed.cluster import PLACES_TIMEOUT_S, check_capacity_of_cluster, connected
 from distsens.distributed.monitor import start_monitor
 from distsens.distributed.preflight import Checked
 from distsens.distributed.provenance import provenance_tags
 from distsens.distributed.recording import Followed, Recorder, log_figure, log_result, summarize
-from distsens.distributed.runs import StoredRun, new_name
+from distsens.distributed.runs import StoredRun, new_name, pin_places
 from distsens.distributed.signals import ignore_signals, signals_interrupt
 from distsens.distributed.worker import Job, train_worker
-from distsens.experiment import Experiment
+from distsens.errors import InputError
+from distsens.experiment import Experiment, Workers
 from distsens.report import Summary, View
-from distsens.tracking import TrackedRun, without_password
+from distsens.storage import CheckpointError
+from distsens.tracking import TakenOverError, TrackedRun, is_store_error, reason, without_password
 
 _SECONDS_BETWEEN_LOOKS = 0.25
 _SECONDS_BEFORE_WAITING_IS_SAID = 20.0
 _SECONDS_FOR_A_CONTROLLER = 30.0
+_SECONDS_OF_QUIET = 30.0
+_SECONDS_FOR_A_LOST_MACHINE = 600.0
+_SECONDS_FOR_A_BUSY_CLUSTER = 24 * 3600
+# What the other workers say when one of them has gone.
+_BROKEN_GROUP = re.compile(r"connection|gloo|nccl|process ?group|peer", re.IGNORECASE)
 
 
 @dataclass
@@ -50,7 +59,7 @@ def run_training(
     Whatever happens, the MLflow run ends FINISHED, FAILED or KILLED, and the run can be resumed by its name.
     """
     began = time.monotonic()
-    experiment = assembly.pin_weights(experiment)
+    experiment = pin_places(assembly.pin_weights(experiment), checked.storage, checked.tracking_uri)
     followed, outcome = Followed(), _Outcome()
     # Ray's own handlers, set when it connects, would end the driver before it has ended the run.
     with signals_interrupt(), _ray_notes() as notes, connected(), signals_interrupt() as caught:
@@ -76,15 +85,31 @@ def run_training(
             outcome = _Outcome("KILLED", f"interrupted by {caught.name}", caught.exit_code)
         except (ray.train.TrainingFailedError, ray.exceptions.RayError) as error:
             outcome.message = _cause(error)
-        except OSError as error:
+        except (OSError, InputError, CheckpointError, TakenOverError) as error:
             outcome.message = str(error)
+        except Exception as error:
+            if is_store_error(error):
+                outcome.message = f"MLflow: {reason(error)}"
+            else:
+                view.say(traceback.format_exc())  # A fault of ours, which can only be mended where it is.
+                outcome.message = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
         finally:
             ignore_signals()
-            tracked.finish(outcome.status, outcome.message)
+            _finish(tracked, outcome, view)
     summary = summarize(
         experiment, stored, tracked, followed, outcome.status, outcome.message, time.monotonic() - began
     )
     return summary, outcome.exit_code
+
+
+def _finish(tracked: TrackedRun, outcome: _Outcome, view: View) -> None:
+    """End the MLflow run; a store that is down takes nothing else with it."""
+    try:
+        tracked.finish(outcome.status, outcome.message)
+    except Exception as error:
+        if not is_store_error(error):
+            raise
+        view.say(f"the MLflow run cannot be ended now ({reason(error)}); its guardian goes on trying for some minutes")
 
 
 def _ray_notes() -> tempfile.TemporaryDirectory[str]:
@@ -208,7 +233,10 @@ def _start(experiment: Experiment, checked: Checked, stored: StoredRun, notes: s
             # A name of its own for each attempt: under a known one Ray would take up its own old state.
             name=f"ray-{uuid.uuid4().hex[:8]}",
             storage_path=notes,
-            failure_config=ray.train.FailureConfig(max_failures=workers.max_failures, controller_failure_limit=3),
+            failure_config=ray.train.FailureConfig(
+                max_failures=workers.max_failures,
+                controller_failure_limit=_SECONDS_FOR_A_BUSY_CLUSTER // PLACES_TIMEOUT_S,
+            ),
             callbacks=[_TellsOfController(monitor)],
         ),
     )
@@ -227,10 +255,15 @@ def _follow(
     view.doing("starting the workers")
     recorder = Recorder(stored, tracked, view, followed, experiment)
     began, waiting_said, shown, tested = time.monotonic(), False, None, 0
+    quiet = _Quiet(experiment.workers)
     going_on = True
     while going_on:
         going_on = training.going_on
         events, progress, tested_now = ray.get(training.monitor.collect.remote())
+        if events or progress != shown or tested_now != tested:
+            quiet.ended()
+        else:
+            quiet.check()
         for event in events:
             recorder.take(event)
         if progress is not None and progress != shown:
@@ -247,12 +280,56 @@ def _follow(
     training.check()
 
 
+class _Quiet:
+    """Looks after a silence of the workers whether the cluster can still hold them, and gives up when it cannot.
+
+    A machine that is lost may be replaced, so it is given some minutes; a busy cluster is waited for.
+    """
+
+    def __init__(self, workers: Workers) -> None:
+        self._workers = workers
+        self.ended()
+
+    def ended(self) -> None:
+        """The workers have been heard."""
+        self._looked = time.monotonic()
+        self._too_small_since: float | None = None
+
+    def check(self) -> None:
+        """Nothing was heard; :class:`InputError` when the cluster has been too small for too long."""
+        now = time.monotonic()
+        if now - self._looked < _SECONDS_OF_QUIET:
+            return
+        self._looked = now
+        try:
+            check_capacity_of_cluster(self._workers)
+        except InputError:
+            if self._too_small_since is None:
+                self._too_small_since = now
+            elif now - self._too_small_since > _SECONDS_FOR_A_LOST_MACHINE:
+                raise
+        else:
+            self._too_small_since = None
+
+
 def _cause(error: BaseException) -> str:
-    """One line for what ended the workers: the first worker's own error, without Ray's wrapping."""
+    """One line for what ended the workers: a worker's own error, without Ray's wrapping.
+
+    When one fails the others lose their connection to it, so theirs is not the cause unless there is no other.
+    """
     failures: dict[int, BaseException] = getattr(error, "worker_failures", {})
-    first = failures[min(failures)] if failures else error
-    lines = [line.strip() for line in str(first).strip().splitlines() if line.strip()] or [repr(first)]
+    own = [rank for rank in sorted(failures) if not _BROKEN_GROUP.search(_last_line(failures[rank]))]
     if failures:
-        return f"worker {min(failures)}: {lines[-1]}"
+        rank = own[0] if own else min(failures)
+        return f"worker {rank}: {_last_line(failures[rank])}"
+    lines = _lines(error)
     # Of its own accord Ray says first what happened, and then what can be done about it.
     return f"Ray: {lines[0]}" if isinstance(error, ray.exceptions.RayError) else lines[-1]
+
+
+def _last_line(error: BaseException) -> str:
+    return _lines(error)[-1]
+
+
+def _lines(error: BaseException) -> list[str]:
+    return [line.strip() for line in str(error).strip().splitlines() if line.strip()] or [repr(error)]

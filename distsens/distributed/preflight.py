@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from distsens import assembly
 from distsens.attacks import GradientAttack
@@ -49,7 +50,7 @@ def check(experiment: Experiment, tell: Callable[[str], None] = lambda _: None) 
     check_capacity_here(experiment.workers)
     dataset = assembly.load_data(experiment, tell)
     extra = assembly.build_extra(experiment, dataset.extra)
-    steps_per_epoch(len(dataset.train), experiment.training.batch_size, extra)
+    _check_refresh(experiment, steps_per_epoch(len(dataset.train), experiment.training.batch_size, extra))
     _check_threat(experiment, dataset.shape)
     _check_attacks(experiment)
     _check_batch_norm(experiment)
@@ -61,6 +62,7 @@ def check(experiment: Experiment, tell: Callable[[str], None] = lambda _: None) 
         neurons = neuron_counts(model, experiment.stabilize.layers, torch.zeros(1, *dataset.shape))
     except InputError as error:
         raise InputError("stabilize.layers", error.value, error.allowed) from None
+    _check_gradients(experiment, model, dataset.shape)
     assembly.build_stabilizer(experiment, neurons, torch.device("cpu"))  # refuses settings that cannot work
     storage = open_place(storage_url(experiment))
     storage.check_writable()
@@ -168,6 +170,35 @@ def _check_batch_norm(experiment: Experiment) -> None:
             "training.batch_norm",
             how,
             f"{experiment.objective.name} has no {how} half to take running statistics from; joint or separate",
+        )
+
+
+def _check_refresh(experiment: Experiment, steps: int) -> None:
+    refresh = experiment.stabilize.refresh_steps
+    if refresh is not None and refresh > steps:
+        raise InputError(
+            "stabilize.refresh_steps", refresh, f"at most {steps}, the steps of an epoch, at whose end it is anyhow"
+        )
+
+
+def _check_gradients(experiment: Experiment, model: nn.Module, shape: tuple[int, int, int]) -> None:
+    """Refuse what cannot be trained, and for several workers what DDP cannot: it waits for every parameter."""
+    training = model.training
+    model.eval()
+    try:
+        model(torch.zeros(1, *shape)).sum().backward()
+    except RuntimeError as error:
+        reason = str(error).partition("\n")[0]
+        raise InputError("model.name", experiment.model.name, f"it cannot be trained: {reason}") from None
+    unused = [name for name, one in model.named_parameters() if one.requires_grad and one.grad is None]
+    model.zero_grad(set_to_none=True)
+    model.train(training)
+    if unused and experiment.workers.num > 1:
+        raise InputError(
+            "model.name",
+            experiment.model.name,
+            f"several workers need a gradient of every parameter, and {unused[0]} has none: freeze it "
+            f"(requires_grad_(False)), or take workers.num 1",
         )
 
 

@@ -14,19 +14,23 @@ import ray
 from distsens.distributed.cluster import job_submission_id
 from distsens.experiment import Workers
 
+COMMIT_VARIABLE = "DISTSENS_COMMIT"
+_UNKNOWN = "unknown"
+
 
 def provenance_tags(workers: Workers, job: str) -> dict[str, str]:
     """Where a run of this job comes from: commit, versions, workers, Ray job."""
     commit = _commit()
     tags = {
-        "mlflow.user": getpass.getuser(),
+        "mlflow.user": _user(),
         "mlflow.source.name": job,
-        "mlflow.source.git.commit": commit.removesuffix("-dirty"),
         "distsens.commit": commit,
         "distsens.workers": str(workers.num),
         "distsens.ray_job": ray.get_runtime_context().get_job_id(),
         **{f"version.{package}": found for package, found in package_versions().items()},
     }
+    if commit != _UNKNOWN:
+        tags["mlflow.source.git.commit"] = commit.removesuffix("-dirty")
     if submission := job_submission_id():
         tags["distsens.ray_submission"] = submission
     return tags
@@ -43,12 +47,23 @@ def package_versions() -> dict[str, str]:
     return versions
 
 
+def _user() -> str:
+    """The user's name, or number: in a container a user may have none."""
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):
+        return str(os.getuid())
+
+
 def _commit() -> str:
-    """The commit of the code that runs, marked where the folder holds changes to it."""
+    """The commit of the code that runs, marked where the folder holds changes to it.
+
+    Ray leaves ``.git`` out of what it uploads with a submitted job: there the variable says it.
+    """
     git = ["git", "-C", str(Path(__file__).resolve().parent)]
     try:
         head = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True)
         changes = subprocess.run([*git, "status", "--porcelain"], capture_output=True, text=True, check=True)
     except (OSError, subprocess.CalledProcessError):
-        return os.environ.get("DISTSENS_COMMIT", "unknown")
+        return os.environ.get(COMMIT_VARIABLE, _UNKNOWN)
     return head.stdout.strip() + ("-dirty" if changes.stdout.strip() else "")

@@ -9,7 +9,9 @@ from typing import Any
 
 from distsens.errors import InputError
 from distsens.experiment import Experiment, merge
-from distsens.storage import RUN_FILE, Checkpoints, Place, RunRecord, open_place, read_run, write_run
+from distsens.storage import RUN_FILE, CheckpointError, Checkpoints, Place, RunRecord, open_place, read_run, write_run
+from distsens.tracking import absolute_uri, without_password
+from distsens.training import best_epoch, stored_history
 
 
 @dataclass(frozen=True)
@@ -31,8 +33,19 @@ def new_name(experiment: Experiment) -> str:
     return f"{experiment.name}-{datetime.now(UTC):%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
 
 
+def pin_places(experiment: Experiment, storage: Place, tracking_uri: str) -> Experiment:
+    """The experiment with the absolute addresses of its storage and MLflow store, which a resumed run goes back to.
+
+    An address that holds a password is not written down: it stays in the environment, for the resumed run as well.
+    """
+    store = absolute_uri(tracking_uri)
+    uri = store if store == without_password(store) else experiment.tracking.uri
+    places = {"storage": {"path": storage.url}, "tracking": {"uri": uri}}
+    return Experiment.parse(merge(experiment.model_dump(mode="json"), places))
+
+
 def find_run(name: str, storage_url: str) -> StoredRun:
-    """The run of that name in the storage, or the run at that path."""
+    """The run of that name in the storage, or the run at that path; its storage is the one it was found in."""
     place = open_place(name) if "/" in name else open_place(storage_url).child(name)
     place.check_writable()  # First, because it gives up within seconds, and says why.
     try:
@@ -47,22 +60,34 @@ def find_run(name: str, storage_url: str) -> StoredRun:
         raise InputError(
             "resume", name, f"there is no such run in {storage_url}; the last runs there: {known}"
         ) from None
-    experiment = Experiment.parse(record.experiment)
-    return StoredRun(place.url.rstrip("/").rsplit("/", 1)[-1], place, experiment, record.mlflow_run_id)
+    storage, _, found = place.url.rstrip("/").rpartition("/")
+    experiment = Experiment.parse(merge(record.experiment, {"storage": {"path": storage}}))
+    return StoredRun(found, place, experiment, record.mlflow_run_id)
 
 
 def check_checkpoints(run: StoredRun) -> None:
     """Refuse to resume from checkpoints of which none can be used, or the newest is another experiment's.
 
-    Without any checkpoint the run was ended before its first, and begins anew.
+    So is a run whose best epoch cannot be read: at its end there might be nothing to test. Without any checkpoint the
+    run was ended before its first, and begins anew.
     """
-    found = Checkpoints(run.place).newest()
+    checkpoints = Checkpoints(run.place)
+    found = checkpoints.newest()
     if found.checkpoint is None:
         if found.skipped:
             raise InputError("resume", run.name, f"none of its checkpoints can be used: {found.skipped[0]}")
-    elif found.checkpoint.manifest.experiment != run.experiment.digest():
-        epoch = found.checkpoint.manifest.epoch
-        raise InputError("resume", run.name, f"its checkpoint of epoch {epoch} was written by another experiment")
+        return
+    newest = found.checkpoint.manifest
+    if newest.experiment != run.experiment.digest():
+        raise InputError(
+            "resume", run.name, f"its checkpoint of epoch {newest.epoch} was written by another experiment"
+        )
+    best = best_epoch(stored_history(found.checkpoint.files))
+    if best is not None and best.epoch != newest.epoch:
+        try:
+            checkpoints.load(best.epoch)
+        except CheckpointError as error:
+            raise InputError("resume", run.name, f"its best epoch, {best.epoch}, cannot be used: {error}") from None
 
 
 def with_changes(run: StoredRun, changes: dict[str, Any]) -> Experiment:

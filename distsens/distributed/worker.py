@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -166,7 +167,7 @@ class _Worker:
             attacks,
             layers=self.layers,
             neurons=self.neurons,
-            batch_size=self.experiment.training.batch_size,
+            batch_size=math.ceil(self.experiment.training.batch_size / self.size),
             seed=self.experiment.seed,
             device=self.device,
             on_images=(lambda done: self._tell_testing(done * self.size)) if tell else lambda _: None,

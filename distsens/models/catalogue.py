@@ -11,6 +11,7 @@ import inspect
 import os
 import re
 import sys
+import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -52,8 +53,6 @@ MODELS: dict[str, Builder] = {
 """Beside these, all for images of about 32x32, there are ``wrn<depth>_<width>`` and torchvision's models."""
 
 _TORCHVISION = "torchvision:"
-# What networks raise that were asked for images or classes which they are not made for.
-_REFUSALS = (AssertionError, IndexError, RuntimeError, ValueError)
 _WIDE_RESNET = re.compile(r"wrn([1-9]\d{0,2})_([1-9]\d{0,2})")
 
 
@@ -111,7 +110,7 @@ def _network(name: str, builder: Builder, shape: tuple[int, int, int], classes: 
         return builder(shape=shape, classes=classes)
     except InputError:
         raise
-    except _REFUSALS as problem:
+    except Exception as problem:  # A network refuses, or a factory is wrong, in any way it likes.
         allowed = f"cannot be made for images of shape {shape} and {classes} classes ({_line(problem)})"
         raise InputError("model.name", name, allowed) from problem
 
@@ -145,8 +144,9 @@ def _own_factory(name: str) -> Builder:
         raise InputError("model.name", name, _allowed(name))
     try:
         module = importlib.import_module(module_name)
-    except ImportError as problem:
-        raise InputError("model.name", name, f"module {module_name} cannot be imported ({problem})") from problem
+    except Exception as problem:
+        allowed = f"module {module_name} cannot be imported ({_line(problem)})"
+        raise InputError("model.name", name, allowed) from problem
     if not hasattr(module, factory_name):
         raise InputError("model.name", name, f"module {module_name} has no {factory_name}")
     factory: Builder = getattr(module, factory_name)
@@ -155,7 +155,7 @@ def _own_factory(name: str) -> Builder:
     try:
         inspect.signature(factory).bind(shape=(1, 1, 1), classes=2)
     except (TypeError, ValueError) as problem:
-        allowed = f"{factory_name} must be a function of shape and classes ({_line(problem)})"
+        allowed = f"{factory_name} must be a function of shape and classes ({problem})"
         raise InputError("model.name", name, allowed) from problem
     return factory
 
@@ -166,7 +166,7 @@ def _check_logits(name: str, model: PixelModel, shape: tuple[int, int, int], cla
     try:
         with torch.no_grad():
             logits = model(torch.zeros(1, *shape))
-    except _REFUSALS as problem:
+    except Exception as problem:
         raise InputError("model.name", name, f"must take images of shape {shape} ({_line(problem)})") from problem
     if not isinstance(logits, Tensor) or logits.shape != (1, classes):
         found = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
@@ -174,7 +174,12 @@ def _check_logits(name: str, model: PixelModel, shape: tuple[int, int, int], cla
 
 
 def _line(problem: Exception) -> str:
-    return " ".join(str(problem).split()) or type(problem).__name__
+    """What a network said; of errors that are no refusals also what kind they are, and where they were made."""
+    words = " ".join(str(problem).split())
+    if isinstance(problem, AssertionError | ImportError | IndexError | RuntimeError | ValueError):
+        return words or type(problem).__name__
+    frames = traceback.extract_tb(problem.__traceback__)
+    return f"{type(problem).__name__}: {words}" + (f", {frames[-1].filename}:{frames[-1].lineno}" if frames else "")
 
 
 @contextmanager

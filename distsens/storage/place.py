@@ -11,6 +11,7 @@ from urllib.parse import unquote
 from distsens.errors import InputError
 from distsens.storage.local import LocalPlace
 
+_FILE = "file:///"
 # One slash is enough: pathlib turns "s3://bucket" into "s3:/bucket", which must not become a folder named "s3:".
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:/")
 
@@ -68,8 +69,8 @@ def open_place(url: str) -> Place:
         from distsens.storage.s3 import S3Place
 
         return S3Place.at(url)
-    if url.startswith("file:///"):
-        path = unquote(url.removeprefix("file://"), errors="surrogateescape")
+    if url.startswith(_FILE):
+        path = address(url)
     elif scheme := _SCHEME.match(url):
         shown = f"{scheme[0]}***" if "@" in url else url  # A secret may be before the @.
         raise InputError(
@@ -80,3 +81,8 @@ def open_place(url: str) -> Place:
     if not path or "\0" in path:
         raise InputError("storage.path", url, "must name a local folder, or s3://bucket/prefix")
     return LocalPlace(Path(os.path.abspath(path)))
+
+
+def address(url: str) -> str:
+    """What one would rather read and type than a place's `url`: the path, where it is a folder."""
+    return unquote(url.removeprefix("file://"), errors="surrogateescape") if url.startswith(_FILE) else url

@@ -5,15 +5,19 @@ looks at the current folder or at MLflow's global state. MLflow itself is import
 """
 
 from distsens.tracking.fetch import LoggedFiles, fetch_model_files
-from distsens.tracking.run import WEIGHTS_ARTIFACT, TrackedRun
-from distsens.tracking.store import check_run, check_tracking, without_password
+from distsens.tracking.run import WEIGHTS_ARTIFACT, TakenOverError, TrackedRun
+from distsens.tracking.store import absolute_uri, check_run, check_tracking, is_store_error, reason, without_password
 
 __all__ = [
     "WEIGHTS_ARTIFACT",
     "LoggedFiles",
+    "TakenOverError",
     "TrackedRun",
+    "absolute_uri",
     "check_run",
     "check_tracking",
     "fetch_model_files",
+    "is_store_error",
+    "reason",
     "without_password",
 ]

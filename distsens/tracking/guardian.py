@@ -15,10 +15,13 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 
 DRIVER_TAG = "distsens.driver"
 OUTCOME_TAG = "distsens.outcome"
 _DONE = "done\n"
+_PATIENCE_S = 900.0
+_PAUSE_S = 5.0
 
 
 class Guardian:
@@ -46,6 +49,13 @@ class Guardian:
         self._process.stdin.write(json.dumps({"uri": uri, "run_id": run_id, "driver": driver}) + "\n")
         self._process.stdin.flush()
 
+    def hand_over(self, status: str, message: str | None) -> None:
+        """Let it end the run so, when the store answers again, unless another driver has reopened it."""
+        assert self._process.stdin is not None
+        with suppress(BrokenPipeError):  # It may have been killed.
+            self._process.stdin.write(json.dumps({"status": status, "message": message}) + "\n")
+            self._process.stdin.close()
+
     def dismiss(self) -> None:
         """Tell it that the run has ended, and wait until it has gone."""
         self._process.communicate(_DONE)
@@ -55,18 +65,29 @@ def _watch() -> None:
     for number in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
     charge = sys.stdin.readline()
-    if charge and sys.stdin.readline() != _DONE:
-        _end(**json.loads(charge), died_at=time.time())
+    if not charge or (word := sys.stdin.readline()) == _DONE:
+        return
+    end = json.loads(word) if word else {"status": "KILLED", "message": "the driver died without ending the run"}
+    ended_at, ended = time.time(), False
+    while not ended:
+        try:
+            _end(**json.loads(charge), **end, ended_at=ended_at)
+            ended = True
+        except Exception:  # Whatever the store's trouble is, it may pass.
+            if time.time() - ended_at > _PATIENCE_S:
+                raise
+            time.sleep(_PAUSE_S)
 
 
-def _end(uri: str, run_id: str, driver: str, died_at: float) -> None:
+def _end(uri: str, run_id: str, driver: str, status: str, message: str | None, ended_at: float) -> None:
     from mlflow import MlflowClient
 
     client = MlflowClient(uri)
     run = client.get_run(run_id)
     if run.info.status == "RUNNING" and run.data.tags.get(DRIVER_TAG) == driver:
-        client.set_tag(run_id, OUTCOME_TAG, "the driver died without ending the run")
-        client.set_terminated(run_id, "KILLED", end_time=int(died_at * 1000))
+        if message is not None:
+            client.set_tag(run_id, OUTCOME_TAG, message)
+        client.set_terminated(run_id, status, end_time=int(ended_at * 1000))
 
 
 if __name__ == "__main__":

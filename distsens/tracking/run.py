@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import re
 import tempfile
 import time
@@ -32,17 +33,22 @@ _EPOCH = "epoch"
 _LONGEST_DIGEST = 36
 
 
+class TakenOverError(RuntimeError):
+    """Another driver has reopened the run, which is its from then on."""
+
+
 class TrackedRun:
     """A run that is RUNNING and belongs to this process until `finish`.
 
     Open it by `TrackedRun.create` or `TrackedRun.reopen`. A guardian process sets the run KILLED if this one dies
-    first. There is one writer: workers send their numbers to the driver.
+    first. There is one writer: workers send their numbers to the driver, and of two drivers the later one has the run.
     """
 
     def __init__(self, client: MlflowClient, run_id: str, driver: str, last_epoch: int | None) -> None:
         self.uri = str(client.tracking_uri)
         self.run_id = run_id
         self._client = client
+        self._driver = driver
         self._last_epoch = last_epoch
         self._guardian: Guardian | None = Guardian(self.uri, run_id, driver)
 
@@ -110,9 +116,15 @@ class TrackedRun:
         An epoch up to `last_logged_epoch` is ignored: a resumed run repeats the epochs after its last checkpoint, with
         the same numbers. Characters that MLflow refuses in a name become ``_``. Infinities are written as NaN, because
         MLflow would store them as 1.8e308, a number that nobody measured.
+
+        Raises
+        ------
+        TakenOverError : another driver has reopened the run; nothing is written.
         """
         if self._last_epoch is not None and epoch <= self._last_epoch:
             return
+        if not self._is_mine():
+            raise TakenOverError("another driver has resumed this run; this one leaves it alone")
         self._client.log_batch(self.run_id, _as_metrics({**metrics, _EPOCH: epoch}, step=epoch))
         self._last_epoch = epoch
 
@@ -224,8 +236,13 @@ class TrackedRun:
         return model_uri
 
     @contextmanager
-    def watch_system(self, interval_s: float = 10.0) -> Iterator[None]:
-        """Record this host's CPU, memory, disk, network and GPU load as ``system/...`` while the block runs."""
+    def watch_system(self, interval_s: float | None = None) -> Iterator[None]:
+        """Record this host's CPU, memory, disk, network and GPU load as ``system/...`` while the block runs.
+
+        Every ten seconds, unless MLflow's own variable or the caller says otherwise.
+        """
+        if interval_s is None:
+            interval_s = float(os.environ.get("MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL") or 10.0)
         from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 
         monitor = SystemMetricsMonitor(
@@ -238,14 +255,26 @@ class TrackedRun:
             monitor.finish()
 
     def finish(self, status: Literal["FINISHED", "FAILED", "KILLED"], message: str | None = None) -> None:
-        """End the run, with the message as its tag ``distsens.outcome``. Only the first call counts."""
-        if self._guardian is None:
+        """End the run, with the message as its tag ``distsens.outcome``. Only the first call counts.
+
+        A run that another driver has taken over is left to it. If the store fails, its error is raised, and the
+        guardian goes on trying to end the run for some minutes.
+        """
+        guardian, self._guardian = self._guardian, None
+        if guardian is None:
             return
-        if message is not None:
-            self.set_tag(OUTCOME_TAG, message)
-        self._client.set_terminated(self.run_id, status)
-        self._guardian.dismiss()
-        self._guardian = None
+        try:
+            if self._is_mine():
+                if message is not None:
+                    self.set_tag(OUTCOME_TAG, message)
+                self._client.set_terminated(self.run_id, status)
+        except BaseException:
+            guardian.hand_over(status, message)
+            raise
+        guardian.dismiss()
+
+    def _is_mine(self) -> bool:
+        return bool(self._client.get_run(self.run_id).data.tags.get(DRIVER_TAG) == self._driver)
 
 
 def _as_metrics(metrics: Mapping[str, float], step: int) -> list[Metric]:

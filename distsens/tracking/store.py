@@ -246,6 +246,13 @@ def _stage_on_server(url: URL, experiment: str) -> str | None:
     return None if found is None else str(found.lifecycle_stage)
 
 
+def is_store_error(error: BaseException) -> bool:
+    """Whether the store itself failed or refused: it is down, full, or not ours to write to."""
+    from mlflow.exceptions import MlflowException
+
+    return isinstance(error, MlflowException)
+
+
 def reason(error: BaseException) -> str:
     """The innermost cause's first line: "Connection refused" rather than the layers around it."""
     while inner := error.__cause__ or error.__context__:

@@ -1,4 +1,4 @@
-"""Where a run's things are kept."""
+"""Where a run's things are kept, and what is refused before it begins."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from distsens.distributed.preflight import TRACKING_VARIABLE, storage_url, tracking_places
+from distsens.distributed.preflight import TRACKING_VARIABLE, check, storage_url, tracking_places
+from distsens.errors import InputError
 from distsens.experiment import Experiment
 from distsens.storage import open_place
 
@@ -50,3 +51,51 @@ def test_a_server_keeps_its_artifacts_where_it_likes_and_a_database_in_the_stora
         "postgresql://host/name",
         "s3://bucket/team/artifacts",
     )
+
+
+_NETWORKS = """
+import torch
+from torch import nn
+
+class Network(nn.Module):
+    def __init__(self, shape, classes, spare, differentiable=True):
+        super().__init__()
+        self.body = nn.Linear(shape[1] * shape[2], 8)
+        self.head = nn.Linear(8, classes)
+        self.spare = nn.Linear(3, 3).requires_grad_(spare)
+        self.differentiable = differentiable
+
+    def forward(self, images):
+        logits = self.head(self.body(images.flatten(1)))
+        return logits if self.differentiable else logits.detach()
+
+def spare(*, shape, classes):
+    return Network(shape, classes, True)
+
+def frozen(*, shape, classes):
+    return Network(shape, classes, False)
+
+def deaf(*, shape, classes):
+    return Network(shape, classes, False, False)
+"""
+
+
+def checked(name: str, workers: int) -> None:
+    check(Experiment.parse({"model": {"name": f"networks:{name}"}, "workers": {"num": workers}}))
+
+
+def test_parameters_without_a_gradient_are_refused_where_ddp_would_wait_for_them(tmp_path: Path) -> None:
+    (tmp_path / "networks.py").write_text(_NETWORKS)
+    checked("spare", 1)
+    checked("frozen", 2)
+    with pytest.raises(InputError, match=r"model.name: .*network.spare.weight has none: freeze it"):
+        checked("spare", 2)
+    with pytest.raises(InputError, match=r"model.name: .*it cannot be trained: element 0 of tensors"):
+        checked("deaf", 1)
+
+
+def test_neurons_cannot_be_selected_more_rarely_than_once_an_epoch() -> None:
+    fields = {"stabilize": {"weight": 1.0, "refresh_steps": 9}, "training": {"batch_size": 128}}
+    with pytest.raises(InputError, match=r"stabilize.refresh_steps: got 11; at most 10, the steps of an epoch"):
+        check(Experiment.parse({**fields, "stabilize": {"weight": 1.0, "refresh_steps": 11}}))
+    check(Experiment.parse(fields))

@@ -158,11 +158,11 @@ def test_images_are_left_at_the_first_success() -> None:
 
 
 def test_restarts_keep_what_the_first_round_broke() -> None:
-    model, attack = stabilized(), replace(ATTACK, steps=3)
-    once, thrice = (replace(attack, restarts=n)(model, IMAGES, LABELS) for n in (1, 3))
+    model, attack = stabilized(), replace(ATTACK, steps=1)  # With more steps most starts lead to the same end.
+    once, often = (replace(attack, restarts=n)(model, IMAGES, LABELS) for n in (1, 5))
     broken = wrong(model, once.adversarial)
-    assert torch.equal(once.adversarial[broken], thrice.adversarial[broken])
-    assert wrong(model, thrice.adversarial).sum() > broken.sum()
+    assert torch.equal(once.adversarial[broken], often.adversarial[broken])
+    assert wrong(model, often.adversarial).sum() > broken.sum()
 
 
 def test_an_image_is_attacked_alike_whatever_else_is_in_the_batch() -> None:

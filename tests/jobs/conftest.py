@@ -99,10 +99,10 @@ class Job:
         process.end()
         return process
 
-    def finish(self, *arguments: str) -> dict[str, Any]:
+    def finish(self, *arguments: str, **environment: str) -> dict[str, Any]:
         """Run the job to a good end; its summary."""
         summary = self.folder / f"summary-{len(self.processes)}.json"
-        process = self.run(*arguments, "--summary", str(summary))
+        process = self.run(*arguments, "--summary", str(summary), **environment)
         assert process.popen.returncode == 0, process.output
         result: dict[str, Any] = json.loads(summary.read_text())
         return result

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -10,7 +11,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -18,6 +19,7 @@ from pathlib import Path
 
 import pytest
 from mlflow import MlflowClient
+from mlflow.entities import Run
 
 ROOT = Path(__file__).resolve().parents[2]
 BIN = Path(sys.executable).parent
@@ -30,6 +32,7 @@ class Head:
     """A Ray head on loopback, and what a client needs to submit jobs to it."""
 
     environment: dict[str, str]
+    address: str
     dashboard: str
     clone: Path
     home: Path
@@ -45,20 +48,39 @@ class Head:
             check=False,
         )
 
-    def submit(self, *arguments: str, wait: bool = True, **environment: str) -> subprocess.CompletedProcess[str]:
+    def submit(
+        self, *arguments: str, wait: bool = True, options: Sequence[str] = (), **environment: str
+    ) -> subprocess.CompletedProcess[str]:
         """``ray job submit --working-dir . -- python jobs/train.py ...`` in the clean clone."""
-        options = ["--address", self.dashboard, "--working-dir", ".", *([] if wait else ["--no-wait"])]
+        options = ["--address", self.dashboard, "--working-dir", ".", *([] if wait else ["--no-wait"]), *options]
         return self.ray("job", "submit", *options, "--", "python", "jobs/train.py", *arguments, **environment)
 
-    def statuses(self) -> list[str]:
-        """Of the runs in the store that a submitted job uses by default, newest first."""
+    def runs(self) -> list[Run]:
+        """In the store that a submitted job uses by default, newest first."""
         store = self.home / "distsens" / "runs" / "mlflow.db"
         if not store.exists():
             return []
         client = MlflowClient(f"sqlite:///{store}")
         experiments = [experiment.experiment_id for experiment in client.search_experiments()]
-        runs = client.search_runs(experiments, order_by=["attributes.start_time DESC"])
-        return [run.info.status for run in runs]
+        return list(client.search_runs(experiments, order_by=["attributes.start_time DESC"]))
+
+    def statuses(self) -> list[str]:
+        """Of these runs."""
+        return [run.info.status for run in self.runs()]
+
+
+@dataclass
+class Guarded:
+    """A head that asks for a token, and the token."""
+
+    head: Head
+    secret: str
+
+
+@pytest.fixture
+def short(quick: list[str]) -> list[str]:
+    """An experiment of two epochs."""
+    return [*quick, "--training.epochs", "2"]
 
 
 def free_ports(count: int) -> list[int]:
@@ -102,7 +124,7 @@ def head(
     command += ["--dashboard-agent-listen-port", str(agent), "--disable-usage-stats"]
     with (folder / "head.log").open("w") as log:
         process = subprocess.Popen(command, env=environment, stdout=log, stderr=log, cwd=home, start_new_session=True)
-    one = Head(environment, f"http://127.0.0.1:{dashboard}", clone, home)
+    one = Head(environment, f"127.0.0.1:{port}", f"http://127.0.0.1:{dashboard}", clone, home)
     try:
         deadline = time.monotonic() + 90
         # Only a job that ran proves that the dashboard, its agent and the job manager are all up.
@@ -138,52 +160,75 @@ def copy_of_the_project(target: Path) -> None:
             shutil.copy(ROOT / name, target / name)
 
 
-def test_a_submitted_job_succeeds_fails_and_stops_as_the_training_does(
-    start_head: StartHead, tmp_path: Path, quick: list[str]
-) -> None:
-    token = tmp_path / "token"
-    secret = "a-token-of-32-characters-or-more-0123456789"
-    token.write_text(secret)
+@pytest.fixture(scope="module")
+def guarded(
+    ray_environment: dict[str, str], tmp_path_factory: pytest.TempPathFactory, end_processes: Callable[[str], None]
+) -> Iterator[Guarded]:
+    """A head that asks for a token."""
+    folder = tmp_path_factory.mktemp("guarded")
+    token = folder / "token"
+    token.write_text(secret := "a-token-of-32-characters-or-more-0123456789")
     token.chmod(0o600)
-    with start_head(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN_PATH=str(token)) as cluster:
-        short = [*quick, "--training.epochs", "2"]
+    variables = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token)}
+    with head(ray_environment, folder, end_processes, **variables) as one:
+        yield Guarded(one, secret)
 
-        # Without the token nobody submits.
-        refused = cluster.submit(*short, RAY_AUTH_TOKEN_PATH="/nonexistent", RAY_AUTH_MODE="disabled")
-        assert refused.returncode != 0
-        assert cluster.statuses() == []
 
-        done = cluster.submit(*short)
-        assert done.returncode == 0, done.stdout + done.stderr
-        assert "PGD-5" in done.stdout
-        assert cluster.statuses() == ["FINISHED"]
-        assert secret not in done.stdout + done.stderr
+def test_without_the_token_nobody_submits(guarded: Guarded, short: list[str]) -> None:
+    before = guarded.head.statuses()
+    refused = guarded.head.submit(*short, RAY_AUTH_TOKEN_PATH="/nonexistent", RAY_AUTH_MODE="disabled")
+    assert refused.returncode != 0
+    assert guarded.head.statuses() == before
 
-        too_many = cluster.submit(*short, "--workers.num", "5")
-        assert too_many.returncode != 0
-        assert "error: workers.num: got 5; the cluster has room for 2 workers of 1 CPU each" in too_many.stdout
-        assert cluster.statuses() == ["FINISHED"]
 
-        dry = cluster.submit(*short, "--workers.num", "5", "--dry-run")
-        assert dry.returncode != 0
-        assert "the cluster has room for 2 workers" in dry.stdout
+def test_a_submitted_job_succeeds_as_the_training_does_and_tells_its_commit_and_no_token(
+    guarded: Guarded, short: list[str]
+) -> None:
+    variables = json.dumps({"env_vars": {"DISTSENS_COMMIT": "c0ffee"}})  # Ray uploads no .git
+    done = guarded.head.submit(*short, options=["--runtime-env-json", variables])
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "PGD-5" in done.stdout
+    assert guarded.secret not in done.stdout + done.stderr
+    run = guarded.head.runs()[0]
+    assert run.info.status == "FINISHED"
+    assert (run.data.tags["distsens.commit"], run.data.tags["mlflow.source.git.commit"]) == ("c0ffee", "c0ffee")
 
-        failed = cluster.submit(*short, "--training.optimizer", "sgd", "--training.lr", "1e20")
-        assert failed.returncode != 0
-        assert "failed: the loss or its gradient became NaN" in failed.stdout
-        assert cluster.statuses() == ["FAILED", "FINISHED"]
 
-        long = cluster.submit(*quick, "--training.epochs", "500", wait=False)
-        assert long.returncode == 0, long.stdout + long.stderr
-        job = re.search(r"raysubmit_\w+", long.stdout)
-        assert job is not None
-        wait_for_epoch(cluster, job[0])
-        stopped = cluster.ray("job", "stop", "--address", cluster.dashboard, job[0])
-        assert stopped.returncode == 0, stopped.stdout + stopped.stderr
-        deadline = time.monotonic() + 40
-        while cluster.statuses() != ["KILLED", "FAILED", "FINISHED"]:
-            assert time.monotonic() < deadline, cluster.statuses()
-            time.sleep(1)
+def test_a_submitted_job_that_the_cluster_can_never_hold_fails_and_leaves_no_run(
+    guarded: Guarded, short: list[str]
+) -> None:
+    before = guarded.head.statuses()
+    too_many = guarded.head.submit(*short, "--workers.num", "5")
+    assert too_many.returncode != 0
+    assert "error: workers.num: got 5; the cluster has room for 2 workers of 1 CPU each" in too_many.stdout
+    dry = guarded.head.submit(*short, "--workers.num", "5", "--dry-run")
+    assert dry.returncode != 0
+    assert "the cluster has room for 2 workers" in dry.stdout
+    assert guarded.head.statuses() == before
+
+
+def test_a_submitted_job_fails_as_the_training_does(guarded: Guarded, short: list[str]) -> None:
+    failed = guarded.head.submit(*short, "--training.optimizer", "sgd", "--training.lr", "1e20")
+    assert failed.returncode != 0
+    assert "failed: the loss or its gradient became NaN" in failed.stdout
+    assert guarded.head.statuses()[0] == "FAILED"
+
+
+def test_a_submitted_job_that_is_stopped_leaves_a_run_that_can_be_resumed(guarded: Guarded, quick: list[str]) -> None:
+    cluster = guarded.head
+    long = cluster.submit(*quick, "--training.epochs", "500", wait=False)
+    assert long.returncode == 0, long.stdout + long.stderr
+    job = re.search(r"raysubmit_\w+", long.stdout)
+    assert job is not None
+    wait_for(lambda: "epoch   1" in cluster.ray("job", "logs", "--address", cluster.dashboard, job[0]).stdout, 120)
+    stopped = cluster.ray("job", "stop", "--address", cluster.dashboard, job[0])
+    assert stopped.returncode == 0, stopped.stdout + stopped.stderr
+    wait_for(lambda: cluster.statuses()[0] == "KILLED", 40)
+    # With the places of both its workers free again, and itself in order.
+    name = cluster.runs()[0].info.run_name
+    checked = cluster.submit("--resume", name, "--dry-run")
+    assert checked.returncode == 0, checked.stdout + checked.stderr
+    wait_for(lambda: "0.0/2.0 CPU" in cluster.ray("status", "--address", cluster.address).stdout, 60)
 
 
 def test_a_job_is_submitted_to_a_head_without_tokens(start_head: StartHead, quick: list[str]) -> None:
@@ -193,8 +238,8 @@ def test_a_job_is_submitted_to_a_head_without_tokens(start_head: StartHead, quic
         assert cluster.statuses() == ["FINISHED"]
 
 
-def wait_for_epoch(cluster: Head, job: str) -> None:
-    deadline = time.monotonic() + 120
-    while "epoch   1" not in cluster.ray("job", "logs", "--address", cluster.dashboard, job).stdout:
-        assert time.monotonic() < deadline
+def wait_for(holds: Callable[[], bool], seconds: float) -> None:
+    deadline = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < deadline, "it has not happened"
         time.sleep(1)

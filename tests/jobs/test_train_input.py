@@ -105,6 +105,11 @@ def run(run_here: Run) -> Run:
             "--recipe quickstart --threat.norm l1 --threat.eps 65",
             "error: threat.eps: got 65.0; two images are at most 64 apart in l1",
         ),
+        ("--recipe quickstart --summary .", "error: summary: got '.'; it is a folder, not a file"),
+        (
+            "--recipe quickstart --stabilize.weight 1 --stabilize.refresh_steps 999",
+            "stabilize.refresh_steps: got 999; ",
+        ),
         ("--recipe quickstart --summary /nowhere/s.json", "error: summary: got '/nowhere/s.json'"),
         ("--recipe quickstart --dry-run maybe", "error: dry_run: got 'maybe'; it takes no value"),
         ("--resume nope", "error: resume: got 'nope'; there is no such run"),

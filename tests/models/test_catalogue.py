@@ -33,6 +33,9 @@ def unaware():
 def picky(*, shape, classes):
     raise ValueError("no images but mine,\\nwhatever they are")
 
+def forgetful(*, shape, classes):
+    return nn.Sequential(nn.Flatten(), nn.Linear(shape.width, classes))
+
 def lazy(*, shape, classes):
     return nn.Sequential(nn.Flatten(), nn.LazyLinear(classes))
 
@@ -63,6 +66,7 @@ def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     package.mkdir()
     (package / "nets.py").write_text(_OWN)
     (package / "broken.py").write_text("import no_such_dependency\n")
+    (package / "unfinished.py").write_text("def linear(\n")
     monkeypatch.chdir(tmp_path)
     yield
     for module in [module for module in sys.modules if module.partition(".")[0] == "ownmodels"]:
@@ -141,6 +145,8 @@ def test_a_lazy_factory_is_initialised_from_the_seed(factory: str) -> None:
         ("ownmodels/nets.py:linear", "must be one of"),
         ("ownmodels.nothing:linear", "module ownmodels.nothing cannot be imported"),
         ("ownmodels.broken:linear", "No module named 'no_such_dependency'"),
+        ("ownmodels.unfinished:linear", r"cannot be imported \(SyntaxError: "),
+        ("ownmodels.nets:forgetful", r"cannot be made .* \(AttributeError: .*'width', .*nets\.py:\d+\)"),
         ("ownmodels.nets:quadratic", "module ownmodels.nets has no quadratic"),
         ("ownmodels.nets:SIZE", "SIZE must be a function of shape and classes"),
         ("ownmodels.nets:unaware", r"unaware must be a function of shape and classes \(.*'shape'\)"),

@@ -3,18 +3,20 @@ from __future__ import annotations
 import os
 import re
 import signal
+import sqlite3
 import subprocess
 import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import psutil
 import pytest
+from mlflow.exceptions import MlflowException
 
-from distsens.tracking import TrackedRun
+from distsens.tracking import TrackedRun, is_store_error
 
 if TYPE_CHECKING:
     from tests.tracking.conftest import Store
@@ -31,8 +33,15 @@ class Driver:
 
 
 def guardian_of(pid: int, run_id: str) -> psutil.Process:
-    (found,) = [child for child in psutil.Process(pid).children() if run_id in child.cmdline()]
-    return found
+    found: list[psutil.Process] = []
+
+    def is_there() -> bool:  # On a busy machine it is not for a moment.
+        found[:] = [child for child in psutil.Process(pid).children() if run_id in child.cmdline()]
+        return bool(found)
+
+    assert eventually(is_there)
+    (guardian,) = found
+    return guardian
 
 
 @pytest.fixture
@@ -127,3 +136,17 @@ def test_a_waiting_guardian_is_small_and_shows_no_address(store: Store, run: Tra
     assert eventually(lambda: ignores(guardian, signal.SIGTERM) and guardian.status() == psutil.STATUS_SLEEPING)
     assert guardian.memory_info().rss < 30e6, "it has imported something heavy"
     assert store.uri not in " ".join(guardian.cmdline())
+
+
+def test_a_run_whose_store_fails_at_its_end_is_ended_when_the_store_is_back(store: Store, run: TrackedRun):
+    guardian = guardian_of(os.getpid(), run.run_id)
+    file = store.uri.removeprefix("sqlite:///")
+    with closing(sqlite3.connect(file)) as other:
+        other.execute("BEGIN EXCLUSIVE")  # nobody else can read or write
+        with pytest.raises(MlflowException) as caught:
+            run.finish("FAILED", "diverged")
+        assert is_store_error(caught.value)
+        assert guardian.is_running()
+    assert eventually(lambda: has_gone(guardian), seconds=60)
+    found = store.client.get_run(run.run_id)
+    assert (found.info.status, found.data.tags["distsens.outcome"]) == ("FAILED", "diverged")

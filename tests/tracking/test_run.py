@@ -14,7 +14,7 @@ from mlflow import MlflowClient
 from mlflow.artifacts import download_artifacts
 
 from distsens.errors import InputError
-from distsens.tracking import TrackedRun
+from distsens.tracking import TakenOverError, TrackedRun
 
 if TYPE_CHECKING:
     from tests.tracking.conftest import Store
@@ -228,3 +228,17 @@ def test_a_tag_can_be_replaced(store: Store, run: TrackedRun):
     run.set_tag("best", "epoch 1")
     run.set_tag("best", "epoch 2")
     assert store.client.get_run(run.run_id).data.tags["best"] == "epoch 2"
+
+
+def test_a_driver_whose_run_another_has_resumed_writes_nothing_more(store: Store, run: TrackedRun) -> None:
+    run.log_epoch(1, {"loss": 1.0})
+    later = TrackedRun.reopen(store.uri, run.run_id)
+    with pytest.raises(TakenOverError, match="another driver has resumed this run"):
+        run.log_epoch(2, {"loss": 2.0})
+    run.finish("FAILED", "taken over")
+    assert store.client.get_run(run.run_id).info.status == "RUNNING"
+    later.log_epoch(2, {"loss": 0.5})
+    later.finish("FINISHED")
+    found = store.client.get_run(run.run_id)
+    assert (found.info.status, found.data.metrics["loss"]) == ("FINISHED", 0.5)
+    assert "distsens.outcome" not in found.data.tags
