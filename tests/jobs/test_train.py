@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
+import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -16,7 +18,6 @@ import numpy as np
 import pandas as pd
 import psutil
 import pytest
-import ray
 import safetensors.torch
 import torch
 import yaml
@@ -363,19 +364,43 @@ def test_workers_that_do_not_see_the_drivers_storage_say_so(job: Any, quick: lis
     assert statuses(job) == ["FAILED"]
 
 
-@ray.remote(num_cpus=1)
-class Tenant:
-    """Has one of the cluster's CPUs."""
+OPEN = {"RAY_AUTH_MODE": "disabled"}
+CLUSTER_WITH_A_TENANT = """
+import ray
+ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
+tenant = ray.remote(num_cpus=1)(type("Tenant", (), {})).remote()
+ray.get(tenant.__ray_ready__.remote())
+print("address", ray.get_runtime_context().gcs_address, flush=True)
+input()
+ray.kill(tenant)
+input()
+"""
 
 
-def test_a_busy_cluster_is_waited_for(job: Any, quick: list[str], local_ray: None) -> None:
-    tenant = Tenant.remote()
-    ray.get(tenant.__ray_ready__.remote())
+@pytest.fixture
+def cluster(ray_environment: dict[str, str]) -> Iterator[subprocess.Popen[str]]:
+    """A Ray with two CPUs of which a tenant has one, until a line is written; its first line names the address."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", CLUSTER_WITH_A_TENANT],
+        env=ray_environment | OPEN,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    yield process
+    process.communicate()
+
+
+def test_a_busy_cluster_is_waited_for(job: Any, quick: list[str], cluster: subprocess.Popen[str]) -> None:
+    assert cluster.stdin is not None
+    assert cluster.stdout is not None
+    address = next(line for line in cluster.stdout if line.startswith("address ")).split()[1]
     # Ray Train gives up its attempt to place the workers every two seconds, and has to make many.
-    impatient = {"RAY_ADDRESS": ray.get_runtime_context().gcs_address, "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "2"}
+    impatient = {"RAY_ADDRESS": address, "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "2", **OPEN}
     process = job.start(*quick, "--training.epochs", "1", "--workers.num", "2", **impatient)
     process.wait_for("still waiting for the cluster")
-    ray.kill(tenant)
+    print(file=cluster.stdin, flush=True)
     assert process.end() == 0, process.output
     assert statuses(job) == ["FINISHED"]
 
