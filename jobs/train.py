@@ -112,7 +112,7 @@ def _train(options: Options, experiment: Experiment, changes: dict[str, Any]) ->
 def _how_to_look(uri: str) -> str:
     if uri == f"sqlite:///{RECIPES.parents[1] / 'runs' / 'mlflow.db'}":
         return "make ui"
-    return uri if uri.startswith("http") else f"mlflow ui --backend-store-uri {uri}"
+    return uri if uri.startswith("http") else f"mlflow ui --backend-store-uri {quote(uri)}"
 
 
 def _show_checked(console: Any, experiment: Experiment, checked: Any) -> None:
