@@ -35,6 +35,7 @@ class JudgedData(Section):
     download: bool = Field(False, description="Download the data set into the folder if it is not there.")
     split: Literal["test", "validation", "train"] = Field("test", description="Split of the data set.")
     limit: Count | None = Field(None, ge=1, description="The first n images of the split only.")
+    images: tuple[Count, ...] = Field((), description="Of these, the images of these numbers only, from 0 on.")
     image_size: Count | None = Field(None, ge=1, description="folder: resize and crop images to squares of this side.")
 
 

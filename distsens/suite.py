@@ -166,7 +166,7 @@ def families(names: Sequence[str]) -> tuple[str, ...]:
 def load_judged(
     examination: Examination, training: Experiment | None, tell: Callable[[str], None] = lambda _: None
 ) -> tuple[Dataset, ImageSet]:
-    """The data set, and the images of the split that are judged."""
+    """The data set, and the first images of the split, of which all or those of ``data.images`` are judged."""
     wanted = examination.data
     if wanted.name is None:
         raise InputError("data.name", None, "the model is no run of ours, so name the data set")
@@ -180,8 +180,12 @@ def load_judged(
         seed=of_training.seed if same else examination.seed,
     )
     split: ImageSet = getattr(dataset, wanted.split)
-    if wanted.limit is None:
-        return dataset, split
-    if wanted.limit > len(split):
-        raise InputError("data.limit", wanted.limit, f"the {wanted.split} split has {len(split)} images")
-    return dataset, split.take(np.arange(wanted.limit))
+    if wanted.limit is not None:
+        if wanted.limit > len(split):
+            raise InputError("data.limit", wanted.limit, f"the {wanted.split} split has {len(split)} images")
+        split = split.take(np.arange(wanted.limit))
+    if odd := [number for number in wanted.images if not 0 <= number < len(split)]:
+        raise InputError("data.images", odd[0], f"the images have numbers 0 to {len(split) - 1}")
+    if len(set(wanted.images)) < len(wanted.images):
+        raise InputError("data.images", list(wanted.images), "each image once")
+    return dataset, split

@@ -35,7 +35,7 @@ class Options:
     claim: str | None = None
     """Write a claim that others can check to this file as JSON."""
     verify: str | None = None
-    """Judge the images that a claim is about, or the first --data.limit of them, and say whether it holds."""
+    """Judge the images that a claim is about, or --data.limit of them drawn at random, and say whether it holds."""
     save_examples: str | None = None
     """Store benign and adversarial pairs in this folder or s3:// address; the same as --examples."""
     summary: str | None = None
@@ -90,19 +90,28 @@ def _evaluate(options: Options, models: Sequence[str], changes: dict[str, Any]) 
         run_examination,
     )
     from distsens.distributed.examination_preflight import check_examination
-    from distsens.evaluation import check_claim, verify
+    from distsens.distributed.verification import check_judges_claim, fields_to_verify, read_claim
+    from distsens.evaluation import verify
     from distsens.report import EvaluationView, show_evaluation, show_models
 
     console = Console()
-    claim = None if options.verify is None else check_claim(_read(options.verify), options.verify)
+    claim = None if options.verify is None else read_claim(options.verify)
     resumed = None
     if options.resume is not None:
         resumed = find_evaluation(options.resume, _storage(changes))
+        if claim is not None:
+            check_judges_claim(claim, resumed.examination, options.resume)
         fields = [merge(resumed.examination.model_dump(mode="json"), changes)]
     else:
-        base = {} if claim is None else _of_claim(claim)
-        fields = [merge(merge(base, changes), {"model": {"address": model}}) for model in models]
+        base = changes if claim is None else fields_to_verify(claim, changes)
+        fields = [merge(base, {"model": {"address": model}}) for model in models]
     examinations = [Examination.parse(one) for one in fields]
+    chosen = examinations[0].data.images
+    if chosen and options.claim is not None:
+        raise InputError("claim", options.claim, "a claim is about all images or the first, and not about chosen ones")
+    if claim is not None:
+        which = f"{len(chosen)} drawn at random: {', '.join(map(str, chosen))}" if chosen else "all"
+        console.print(f"judging the claim's images anew, {which}", highlight=False, soft_wrap=True)
     checked = []
     for examination in examinations:
         with console.status("checking") as status:
@@ -138,23 +147,9 @@ def _evaluate(options: Options, models: Sequence[str], changes: dict[str, Any]) 
     return code
 
 
-def _of_claim(claim: dict[str, Any]) -> dict[str, Any]:
-    """The claim's examination, without the places of who made it."""
-    places = ("storage", "tracking", "workers", "examples")
-    fields = {key: value for key, value in claim["examination"].items() if key not in places}
-    return merge(fields, {"data": {"root": None}})
-
-
 def _storage(changes: dict[str, Any]) -> str:
     path = (changes.get("storage") or {}).get("path")
     return "runs" if path is None else str(path)
-
-
-def _read(path: str) -> Any:
-    try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError("verify", path, f"cannot be read as JSON: {error}") from None
 
 
 def _write(path: str | None, document: object) -> None:

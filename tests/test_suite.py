@@ -134,3 +134,9 @@ def test_the_first_images_of_the_split_are_judged() -> None:
     assert torch.equal(torch.as_tensor(some.images), torch.as_tensor(whole.images[:5]))
     with pytest.raises(InputError, match=r"data.limit: .*has 360 images"):
         load_judged(examination(data={"name": "digits", "limit": 361}), None)
+
+
+@pytest.mark.parametrize(("images", "says"), [([3, 5], "numbers 0 to 4"), ([-1], "numbers 0 to 4"), ([3, 3], "once")])
+def test_images_that_are_not_there_or_twice_cannot_be_judged(images: list[int], says: str) -> None:
+    with pytest.raises(InputError, match=f"data.images: .*{says}"):
+        load_judged(examination(data={"name": "digits", "limit": 5, "images": images}), None)

@@ -133,7 +133,7 @@ def run_examination(
                 model=_model(checked),
                 data=_data(checked),
                 classes=checked.dataset.classes,
-                images=len(checked.split),
+                images=len(checked.numbers),
                 ledger=partial,
                 checks=checks,
                 warnings=checked.warnings,
@@ -195,9 +195,10 @@ def _judge(
     examination, dataset = checked.examination, checked.dataset
     images, labels = share(checked.split)
     pool_images, pool_labels = share(pool(dataset))
-    count, size = len(checked.split), examination.shard
+    numbers, size = checked.numbers, examination.shard
+    count = len(numbers)
     shards = {
-        number: range(number * size, min((number + 1) * size, count))
+        number: numbers[number * size : (number + 1) * size]
         for number in range(-(-count // size))
         if number not in done
     }
@@ -241,7 +242,7 @@ def _data(checked: CheckedExamination) -> dict[str, Any]:
     return {
         "name": checked.dataset.name,
         "split": checked.examination.data.split,
-        "images": len(checked.split),
+        "images": len(checked.numbers),
         "digest": checked.data_digest,
     }
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -42,6 +42,11 @@ class CheckedExamination:
     artifact_root: str | None
     baseline: dict[str, list[float]] | None
     warnings: tuple[str, ...]
+
+    @property
+    def numbers(self) -> Sequence[int]:
+        """Of the images that are judged, within the split."""
+        return self.examination.data.images or range(len(self.split))
 
     @cached_property
     def data_digest(self) -> str:

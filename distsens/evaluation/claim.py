@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import string
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,8 +12,12 @@ from distsens.errors import InputError
 from distsens.evaluation.ledger import Ledger, Proportion
 
 FORMAT = 1
-_KEYS = ("format", "examination", "model", "data", "images", "clean_accuracy", "robust_accuracy", "right", "standing")
+_KEYS = (
+    *("format", "examination", "model", "data", "threat", "attacks"),
+    *("images", "clean_accuracy", "robust_accuracy", "right", "standing"),
+)
 _TOLERANCE = 0.003
+_ROUNDING = 1e-9
 
 
 def proportion(value: Proportion) -> dict[str, float]:
@@ -55,18 +61,69 @@ def make_claim(
 
 
 def check_claim(document: object, path: str) -> dict[str, Any]:
-    """The claim, if it is one of this version's; else an `InputError` that says what is wrong."""
+    """The claim, if it is one of this version's and says the same everywhere.
+
+    Every number is counted again from the images that it lists, and what it says of threat, attacks and data must be
+    what its examination says, as that is what is judged anew. Digests and verdicts are for :func:`verify`; what it
+    cost, the versions and the names of model and authors remain the word of who made it.
+
+    Raises
+    ------
+    InputError : what is wrong.
+    """
     if not isinstance(document, dict):
         raise InputError("verify", path, "must hold a claim, a JSON object")
     if missing := [key for key in _KEYS if key not in document]:
         raise InputError("verify", path, f"must hold a claim; it lacks {', '.join(missing)}")
     if document["format"] != FORMAT:
         raise InputError("verify", path, f"is of format {document['format']}; this version reads {FORMAT}")
-    claimed = document["robust_accuracy"]["count"], document["clean_accuracy"]["count"]
-    counted = tuple(sum(_flags(document[key], document["images"])) for key in ("standing", "right"))
-    if claimed != counted:
-        raise InputError("verify", path, f"contradicts itself: it claims {claimed} images and lists {counted}")
+    for contradiction in (_contradiction_of_images(document), _contradiction_of_terms(document)):
+        if contradiction is not None:
+            raise InputError("verify", path, f"contradicts itself: {contradiction}")
     return document
+
+
+def _contradiction_of_images(claim: Mapping[str, Any]) -> str | None:
+    """Where the numbers of a claim are not those of the images that it lists."""
+    images, lists = claim["images"], ("right", "standing")
+    for key in lists:
+        if len(claim[key]) != -(-images // 4) or not set(claim[key]) <= set(string.hexdigits):
+            return f"{key} must be {-(-images // 4)} hexadecimal digits for {images} images"
+    right, standing = (_flags(claim[key], images) for key in lists)
+    if any(stands and not is_right for is_right, stands in zip(right, standing, strict=True)):
+        return "standing lists images that right does not"
+    after = {f"attacks.{name}": attack["standing"] for name, attack in claim["attacks"].items()}
+    for key, counted in (("clean_accuracy", sum(right)), ("robust_accuracy", sum(standing))):
+        after[key] = claim[key]
+        if claim[key]["count"] != counted:
+            return f"{key} counts {claim[key]['count']} images, and {counted} are listed"
+    for key, stated in after.items():
+        if stated["images"] != images or not 0 <= stated["count"] <= images:
+            return f"{key} counts {stated['count']} of {stated['images']} images, and there are {images}"
+        counted_again = proportion(Proportion(stated["count"], images))
+        for part in ("value", "low", "high"):
+            if not math.isclose(stated[part], counted_again[part], abs_tol=_ROUNDING):
+                return f"{key}.{part} is {stated[part]}, and its count makes {counted_again[part]:.6g}"
+    falling = [sum(right), *(attack["standing"]["count"] for attack in claim["attacks"].values())]
+    if falling != sorted(falling, reverse=True) or falling[-1] != sum(standing):
+        return f"after the attacks in turn {falling} images stand, and {sum(standing)} are listed"
+    return None
+
+
+def _contradiction_of_terms(claim: Mapping[str, Any]) -> str | None:
+    """Where a claim says another threat or other images than its examination, of which both must be the first."""
+    examination, data = claim["examination"], claim["data"]
+    judged = examination["data"]
+    for what, stated, examined in (
+        ("threat", claim["threat"], examination["threat"]),
+        ("data.name", data["name"], judged["name"]),
+        ("data.split", data["split"], judged["split"]),
+        ("data.images", data["images"], claim["images"]),
+        ("images", claim["images"], claim["images"] if judged["limit"] is None else judged["limit"]),
+    ):
+        if stated != examined:
+            return f"{what} is {stated}, and its examination was of {examined}"
+    return "it is about images that somebody chose" if judged["images"] else None
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from distsens.errors import InputError
-from distsens.evaluation import Ledger, check_claim, make_claim, verify
+from distsens.evaluation import Ledger, Proportion, check_claim, make_claim, proportion, verify
 from distsens.evaluation.ledger import broken_column, evaluations_column
+from distsens.examination import Examination
+from distsens.experiment import merge
 
 
 def ledger(fates: list[int]) -> Ledger:
@@ -33,9 +35,11 @@ def ledger(fates: list[int]) -> Ledger:
 def claim(fates: list[int]) -> dict[str, Any]:
     made = make_claim(
         ledger(fates),
-        examination={"threat": {"norm": "linf", "eps": 0.3}, "seed": 0},
+        examination=Examination.parse(
+            {"threat": {"norm": "linf", "eps": 0.3}, "data": {"name": "mnist"}, "attacks": ["pgd"]}
+        ).model_dump(mode="json"),
         model={"name": "net", "sha256": "a" * 64},
-        data={"name": "mnist", "digest": "d" * 64},
+        data={"name": "mnist", "split": "test", "images": len(fates), "digest": "d" * 64},
         versions={"torch": "2"},
         seconds=1.0,
     )
@@ -74,7 +78,7 @@ def test_another_model_and_other_images_refute_a_claim(changes: dict[str, str]) 
     [
         ({"format": 2}, "format 2"),
         ({"standing": None}, "lacks standing"),
-        ({"standing": "ff"}, "contradicts itself"),
+        ({"threat": None}, "lacks threat"),
     ],
 )
 def test_what_is_no_sound_claim_is_refused(change: dict[str, Any], reason: str) -> None:
@@ -83,3 +87,38 @@ def test_what_is_no_sound_claim_is_refused(change: dict[str, Any], reason: str) 
         check_claim(broken, "claim.json")
     with pytest.raises(InputError, match="JSON object"):
         check_claim([1], "claim.json")
+
+
+FATES = [2, 1, 0, 2, 1]
+MORE = proportion(Proportion(3, 5))
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"robust_accuracy": {"value": 0.999}}, "robust_accuracy.value is 0.999, and its count makes 0.4"),
+        ({"robust_accuracy": {"low": 0.39}}, "robust_accuracy.low is 0.39"),
+        ({"clean_accuracy": {"high": 1.0}}, "clean_accuracy.high is 1.0"),
+        ({"robust_accuracy": MORE}, "robust_accuracy counts 3 images, and 2 are listed"),
+        (
+            {"attacks": {"pgd": {"standing": MORE}}},
+            r"after the attacks in turn \[4, 3\] images stand, and 2 are listed",
+        ),
+        ({"attacks": {"pgd": {"standing": {"value": 0.9}}}}, "attacks.pgd.value is 0.9"),
+        ({"standing": "b0"}, "standing lists images that right does not"),
+        ({"standing": "d0"}, "robust_accuracy counts 2 images, and 3 are listed"),
+        ({"standing": "900"}, "standing must be 2 hexadecimal digits for 5 images"),
+        ({"standing": "9z"}, "standing must be 2 hexadecimal digits for 5 images"),
+        ({"images": 1000}, "right must be 250 hexadecimal digits for 1000 images"),
+        ({"images": 6}, "counts 2 of 5 images, and there are 6"),
+        ({"data": {"images": 1000}}, "data.images is 1000, and its examination was of 5"),
+        ({"threat": {"eps": 8.0}}, "threat is .*8.0.*, and its examination was of .*0.3"),
+        ({"data": {"name": "cifar10"}}, "data.name is cifar10, and its examination was of mnist"),
+        ({"data": {"split": "train"}}, "data.split is train"),
+        ({"examination": {"data": {"limit": 50}}}, "images is 5, and its examination was of 50"),
+        ({"examination": {"data": {"images": [0, 3]}}}, "images that somebody chose"),
+    ],
+)
+def test_a_claim_that_says_one_thing_and_lists_another_is_refused(change: dict[str, Any], reason: str) -> None:
+    with pytest.raises(InputError, match=f"contradicts itself: .*({reason})"):
+        check_claim(merge(claim(FATES), change), "claim.json")

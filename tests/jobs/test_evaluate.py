@@ -187,18 +187,27 @@ def test_a_claim_is_verified_and_a_false_one_is_refuted(
     judged: tuple[Any, dict[str, Any]], job: Any, weights: Path
 ) -> None:
     path = judged[0].folder / "claim.json"
-    sample = ("--model", str(weights), "--factory", "lenet5", "--data.limit", "20")
+    sample = ("--model", str(weights), "--factory", "lenet5", "--data.limit", "30")
     honest = job.run("--verify", str(path), *sample)
     assert honest.popen.returncode == 0, honest.output
-    assert "the claim holds: of 20 images judged anew, 0 are claimed" in honest.output
+    assert "the claim holds: of 30 images judged anew, 0 are claimed" in honest.output
     claim = json.loads(path.read_text())
-    claim["standing"] = claim["right"]
-    claim["robust_accuracy"]["count"] = claim["clean_accuracy"]["count"]
+    claim["standing"], claim["robust_accuracy"] = claim["right"], claim["clean_accuracy"]
+    for attack in claim["attacks"].values():
+        attack["standing"] = claim["clean_accuracy"]
     forged = job.folder / "forged.json"
     forged.write_text(json.dumps(claim))
     refuted = job.run("--verify", str(forged), *sample)
     assert refuted.popen.returncode == 1, refuted.output
     assert "the claim does not hold" in refuted.output
+    (drawn,) = [
+        line for line in refuted.lines if line.startswith("judging the claim's images anew, 30 drawn at random")
+    ]
+    (ledger,) = [path for path in job.storage.glob("*/ledger.parquet") if path.parent.name in refuted.output]
+    assert ", ".join(map(str, pd.read_parquet(ledger)["image"])) in drawn
+    eased = job.run("--verify", str(forged), *sample, "--attacks", "pgd", "--threat.eps", "0.0001")
+    assert (eased.popen.returncode, len(eased.lines)) == (2, 1), eased.output
+    assert eased.lines[0].startswith("error: attacks: got ['pgd']; leave it out")
 
 
 def an_examiner(driver: int) -> int:

@@ -1,0 +1,99 @@
+"""A claim is judged anew as it says itself, on images that who made it could not foresee."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from distsens.distributed.verification import check_judges_claim, fields_to_verify, read_claim
+from distsens.errors import InputError
+from distsens.evaluation import Proportion, proportion
+from distsens.examination import Examination
+from distsens.experiment import merge
+
+CLAIMED = Examination.parse(
+    {
+        "model": {"address": "net.pt", "factory": "lenet5"},
+        "data": {"name": "mnist", "root": "/theirs", "limit": 400},
+        "threat": {"norm": "linf", "eps": 0.3},
+        "storage": {"path": "/their/runs"},
+    }
+)
+
+
+def claim(**changes: Any) -> dict[str, Any]:
+    """Of a model that is never wrong."""
+    everything = proportion(Proportion(400, 400))
+    return {
+        "format": 1,
+        "examination": CLAIMED.model_dump(mode="json"),
+        "model": {"name": "net", "sha256": "a" * 64},
+        "data": {"name": "mnist", "split": "test", "images": 400, "digest": "d" * 64},
+        "threat": {"norm": "linf", "eps": 0.3},
+        "attacks": {name: {"standing": everything} for name in ("apgd-ce", "apgd-t", "fab-t", "square")},
+        "images": 400,
+        "clean_accuracy": everything,
+        "robust_accuracy": everything,
+        "right": "f" * 100,
+        "standing": "f" * 100,
+        **changes,
+    }
+
+
+def test_a_claim_whose_attacks_are_not_its_examinations_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "claim.json"
+    path.write_text(json.dumps(claim()))
+    assert read_claim(str(path)) == claim()
+    weak = merge(claim(), {"examination": {"attacks": ["pgd"]}})
+    path.write_text(json.dumps(weak))
+    with pytest.raises(
+        InputError, match=r"contradicts itself: attacks are .*'square'.*, and its examination's .*'pgd'"
+    ):
+        read_claim(str(path))
+
+
+def test_it_is_judged_as_it_says_but_in_other_places() -> None:
+    changes = {"model": {"address": "copy.pt"}, "data": {"root": "/ours"}, "workers": {"num": 3}}
+    found = Examination.parse(fields_to_verify(claim(), changes))
+    assert found.data.root == Path("/ours")
+    assert (found.workers.num, found.storage.path, found.data.limit, found.data.images) == (3, None, 400, ())
+    same = {"model": CLAIMED.model}
+    assert found.model_copy(update=same).digest() == CLAIMED.digest()
+
+
+@pytest.mark.parametrize(
+    ("change", "field"),
+    [
+        ({"attacks": ["pgd"]}, "attacks"),
+        ({"threat": {"eps": 0.0001}}, "threat.eps"),
+        ({"pgd": {"steps": 1}}, "pgd.steps"),
+        ({"seed": 1}, "seed"),
+        ({"every_attack": True}, "every_attack"),
+        ({"data": {"name": "digits"}}, "data.name"),
+        ({"data": {"split": "train"}}, "data.split"),
+        ({"data": {"images": [1, 2]}}, "data.images"),
+    ],
+)
+def test_what_is_claimed_cannot_be_eased(change: dict[str, Any], field: str) -> None:
+    with pytest.raises(InputError, match=f"^{field}: .*as it says itself"):
+        fields_to_verify(claim(), change)
+
+
+def test_a_sample_is_drawn_at_random_from_all_of_the_claims_images_each_time_anew() -> None:
+    draws = [tuple(fields_to_verify(claim(), {"data": {"limit": 40}})["data"]["images"]) for _ in range(3)]
+    assert len(set(draws)) == 3
+    for drawn in draws:
+        assert len(set(drawn)) == 40
+        assert set(drawn) <= set(range(400))
+        assert max(drawn) >= 40, "the first images alone are what a forger would be honest on"
+
+
+def test_an_evaluation_that_is_resumed_must_judge_what_is_claimed() -> None:
+    check_judges_claim(claim(), CLAIMED, "evaluate-net")
+    for change in ({"attacks": ["pgd"]}, {"threat": {"eps": 0.1}}, {"data": {"name": "digits"}}):
+        other = Examination.parse(merge(CLAIMED.model_dump(mode="json"), change))
+        with pytest.raises(InputError, match="not what is claimed"):
+            check_judges_claim(claim(), other, "evaluate-net")
