@@ -17,8 +17,11 @@ from distsens.suite import attack_names
 # Where things are and how they are shared out; all else decides the verdicts, and so is the claim's to say.
 _MAY_CHANGE = ("model", "transfer", "shard", "batch_size", "workers", "storage", "tracking", "examples")
 _MAY_CHANGE_OF_DATA = ("root", "download", "limit")
-# Nor are these needed for a verdict on the claim.
-_LEFT_OUT = ("storage", "tracking", "workers", "examples")
+# The places of who made it, and what the claim does not speak of.
+_LEFT_OUT = (
+    *("storage", "tracking", "workers", "examples"),
+    *("eps_curve", "corruptions", "baseline", "diagnostics"),
+)
 
 
 def read_claim(path: str) -> dict[str, Any]:
@@ -33,7 +36,10 @@ def read_claim(path: str) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise InputError("verify", path, f"cannot be read as JSON: {error}") from None
     claim = check_claim(document, path)
-    stated, examined = tuple(claim["attacks"]), attack_names(claim["examination"]["attacks"])
+    try:
+        stated, examined = tuple(claim["attacks"]), attack_names(_examination(claim).attacks)
+    except InputError as error:
+        raise InputError("verify", path, f"its examination is none of this version: {error}") from None
     if stated != examined:
         raise InputError("verify", path, f"contradicts itself: attacks are {stated}, and its examination's {examined}")
     return claim
@@ -64,13 +70,17 @@ def fields_to_verify(claim: Mapping[str, Any], changes: Mapping[str, Any]) -> di
 
 def check_judges_claim(claim: Mapping[str, Any], examination: Examination, evaluation: str) -> None:
     """Refuse an evaluation, begun before, that does not judge what is claimed."""
-    claimed = Examination.parse({key: value for key, value in claim["examination"].items() if key not in _LEFT_OUT})
+    claimed = _examination(claim)
     for name in ("attacks", "threat", "pgd", "seed", "every_attack"):
         if getattr(claimed, name) != getattr(examination, name):
             raise InputError("resume", evaluation, f"its {name} is not what is claimed")
     for name in ("name", "split", "limit", "image_size"):
         if getattr(claimed.data, name) != getattr(examination.data, name):
             raise InputError("resume", evaluation, f"its data.{name} is not what is claimed")
+
+
+def _examination(claim: Mapping[str, Any]) -> Examination:
+    return Examination.parse({key: value for key, value in claim["examination"].items() if key not in _LEFT_OUT})
 
 
 def _check_changes(changes: Mapping[str, Any]) -> None:

@@ -8,16 +8,71 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
 from distsens.errors import InputError
 from distsens.evaluation.ledger import Ledger, Proportion
+from distsens.experiment import Count, Number
 
 FORMAT = 1
-_KEYS = (
-    *("format", "examination", "model", "data", "threat", "attacks"),
-    *("images", "clean_accuracy", "robust_accuracy", "right", "standing"),
-)
 _TOLERANCE = 0.003
 _ROUNDING = 1e-9
+
+
+class _Part(BaseModel):
+    """What a claim must hold, and of which kind; people may add more."""
+
+    model_config = ConfigDict(extra="allow", allow_inf_nan=False)
+
+
+class _Stated(_Part):
+    value: Number
+    low: Number
+    high: Number
+    count: Count
+    images: Count
+
+
+class _Attack(_Part):
+    standing: _Stated
+
+
+class _Model(_Part):
+    name: str
+    sha256: str
+
+
+class _Data(_Part):
+    name: str
+    split: str
+    images: Count
+    digest: str
+
+
+class _JudgedData(_Part):
+    name: str
+    split: str
+    limit: Count | None = None
+    images: list[Count] = []
+
+
+class _Examination(_Part):
+    attacks: list[str]
+    threat: dict[str, Any]
+    data: _JudgedData
+
+
+class _Claim(_Part):
+    examination: _Examination
+    model: _Model
+    data: _Data
+    threat: dict[str, Any]
+    attacks: dict[str, _Attack]
+    images: Count = Field(ge=1)
+    clean_accuracy: _Stated
+    robust_accuracy: _Stated
+    right: str
+    standing: str
 
 
 def proportion(value: Proportion) -> dict[str, float]:
@@ -73,14 +128,24 @@ def check_claim(document: object, path: str) -> dict[str, Any]:
     """
     if not isinstance(document, dict):
         raise InputError("verify", path, "must hold a claim, a JSON object")
-    if missing := [key for key in _KEYS if key not in document]:
-        raise InputError("verify", path, f"must hold a claim; it lacks {', '.join(missing)}")
-    if document["format"] != FORMAT:
-        raise InputError("verify", path, f"is of format {document['format']}; this version reads {FORMAT}")
+    if document.get("format") != FORMAT:
+        raise InputError("verify", path, f"is of format {document.get('format')}; this version reads {FORMAT}")
+    try:
+        _Claim.model_validate(document)
+    except ValidationError as error:
+        details = error.errors()
+        if missing := [_name(one["loc"]) for one in details if one["type"] == "missing"]:
+            raise InputError("verify", path, f"must hold a claim; it lacks {', '.join(missing)}") from None
+        kind = details[0]["msg"].partition(" or instance of ")[0].replace("Input", "it", 1)
+        raise InputError("verify", path, f"must hold a claim; of {_name(details[0]['loc'])}, {kind}") from None
     for contradiction in (_contradiction_of_images(document), _contradiction_of_terms(document)):
         if contradiction is not None:
             raise InputError("verify", path, f"contradicts itself: {contradiction}")
     return document
+
+
+def _name(location: Sequence[str | int]) -> str:
+    return ".".join(map(str, location))
 
 
 def _contradiction_of_images(claim: Mapping[str, Any]) -> str | None:
@@ -119,11 +184,11 @@ def _contradiction_of_terms(claim: Mapping[str, Any]) -> str | None:
         ("data.name", data["name"], judged["name"]),
         ("data.split", data["split"], judged["split"]),
         ("data.images", data["images"], claim["images"]),
-        ("images", claim["images"], claim["images"] if judged["limit"] is None else judged["limit"]),
+        ("images", claim["images"], claim["images"] if judged.get("limit") is None else judged["limit"]),
     ):
         if stated != examined:
             return f"{what} is {stated}, and its examination was of {examined}"
-    return "it is about images that somebody chose" if judged["images"] else None
+    return "it is about images that somebody chose" if judged.get("images") else None
 
 
 @dataclass(frozen=True)

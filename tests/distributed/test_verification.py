@@ -55,6 +55,33 @@ def test_a_claim_whose_attacks_are_not_its_examinations_is_refused(tmp_path: Pat
         read_claim(str(path))
 
 
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [({"pgd": {"steps": 0}}, "pgd.steps"), ({"attacks": ["nonsense"]}, "attacks: got 'nonsense'"), ({"new": 1}, "new")],
+)
+def test_a_claim_with_an_examination_that_cannot_be_is_refused(
+    tmp_path: Path, change: dict[str, Any], says: str
+) -> None:
+    path = tmp_path / "claim.json"
+    path.write_text(json.dumps(merge(claim(), {"examination": change})))
+    with pytest.raises(InputError, match=f"^verify: .*its examination is none of this version: {says}"):
+        read_claim(str(path))
+
+
+def test_only_what_the_claim_speaks_of_is_judged_anew_and_no_place_of_who_made_it_is_looked_at() -> None:
+    extras = {"eps_curve": [0.1], "corruptions": ["all"], "diagnostics": True, "baseline": "/their/summary.json"}
+    found = Examination.parse(fields_to_verify(merge(claim(), {"examination": extras}), {}))
+    assert (found.eps_curve, found.corruptions, found.diagnostics, found.baseline) == ((), (), False, None)
+    assert found.data.root is None
+
+
+def test_more_images_than_are_claimed_are_refused() -> None:
+    with pytest.raises(InputError, match=r"^data.limit: got 401; the claim is about 400 images"):
+        fields_to_verify(claim(), {"data": {"limit": 401}})
+    with pytest.raises(InputError, match=r"^data.limit: got 'ten'"):
+        fields_to_verify(claim(), {"data": {"limit": "ten"}})
+
+
 def test_it_is_judged_as_it_says_but_in_other_places() -> None:
     changes = {"model": {"address": "copy.pt"}, "data": {"root": "/ours"}, "workers": {"num": 3}}
     found = Examination.parse(fields_to_verify(claim(), changes))

@@ -79,6 +79,17 @@ def test_another_model_and_other_images_refute_a_claim(changes: dict[str, str]) 
         ({"format": 2}, "format 2"),
         ({"standing": None}, "lacks standing"),
         ({"threat": None}, "lacks threat"),
+        ({"model": {"name": "net"}}, "lacks model.sha256"),
+        ({"model": "net"}, "of model, it should be a valid dictionary$"),
+        ({"robust_accuracy": 0.5}, "of robust_accuracy, it should be a valid dictionary$"),
+        ({"robust_accuracy": {**proportion(Proportion(2, 5)), "count": "2"}}, "of robust_accuracy.count, it should be"),
+        ({"clean_accuracy": {**proportion(Proportion(2, 5)), "low": float("nan")}}, "of clean_accuracy.low, it should"),
+        ({"images": 0}, "of images, it should be greater than or equal to 1"),
+        ({"images": True}, "of images, it should be a valid integer"),
+        ({"standing": ["9", "0"]}, "of standing, it should be a valid string"),
+        ({"attacks": ["pgd"]}, "of attacks, it should be a valid dictionary"),
+        ({"attacks": {"pgd": 0.4}}, "of attacks.pgd, it should be a valid dictionary"),
+        ({"examination": {}}, "lacks examination.attacks, examination.threat, examination.data"),
     ],
 )
 def test_what_is_no_sound_claim_is_refused(change: dict[str, Any], reason: str) -> None:
