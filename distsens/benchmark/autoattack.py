@@ -18,7 +18,7 @@ from distsens.benchmark.peers import missing_peers
 from distsens.benchmark.rounds import Spread, median_seconds, ratios, take_turns
 from distsens.benchmark.subject import Subject
 from distsens.data import to_pixels
-from distsens.evaluation import Judgement, Pool, examine, find_subject
+from distsens.evaluation import Judgement, Pool, examine, find_subject, full_float32
 from distsens.examination import Examination
 from distsens.suite import Materials, build_attacks, load_judged
 
@@ -133,8 +133,9 @@ def _eased(attack: JudgingAttack, effort: Effort) -> JudgingAttack:
     return replace(attack, steps=effort.steps)
 
 
+@full_float32()
 def _reference(judged: Judged, effort: Effort, seed: int, device: torch.device) -> float:
-    """Robust accuracy, by a plain forward on its examples, of the network as others hold it."""
+    """Robust accuracy, by a plain forward on its examples, of the network as others hold it, in float32 as ours."""
     import pyautoattack
 
     network = deepcopy(judged.network).to(memory_format=torch.contiguous_format)

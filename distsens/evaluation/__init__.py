@@ -17,6 +17,7 @@ from distsens.evaluation.last_iterate import LastIterate
 from distsens.evaluation.ledger import Ledger, Proportion
 from distsens.evaluation.masking import Check, masking_checks
 from distsens.evaluation.measure import Measurement, measure
+from distsens.evaluation.precision import full_float32
 from distsens.evaluation.subject import Architecture, Subject
 from distsens.evaluation.transfer import Transfer
 
@@ -40,6 +41,7 @@ __all__ = [
     "corruption_errors",
     "examine",
     "find_subject",
+    "full_float32",
     "inspect",
     "make_claim",
     "masking_checks",

@@ -18,6 +18,7 @@ from distsens.evaluation.ledger import (
     curve_column,
     evaluations_column,
 )
+from distsens.evaluation.precision import full_float32
 from distsens.randomness import sample_keys
 
 TOLERANCE = 1e-6
@@ -53,6 +54,7 @@ class Examined:
     adversarial: Tensor
 
 
+@full_float32()
 def examine(
     model: nn.Module, images: Tensor, labels: Tensor, numbers: Tensor, judgement: Judgement, device: torch.device
 ) -> Examined:

@@ -8,16 +8,18 @@ from torch import Tensor, nn
 from distsens.attacks import AttackLoss, attack_view, cross_entropy, margin
 from distsens.attacks.view import Logits
 from distsens.errors import InputError
+from distsens.evaluation.precision import full_float32
 
 # Of the largest logit. A forward repeats itself but for the last bits; with another batch size it may add in another
-# order, which costs a few more of the 24 bits on a CPU, and of the 11 bits that convolutions have on a GPU (TF32).
+# order, which costs a few more of the 24 bits.
 _REPEATED = 1e-5
-_REBATCHED_CPU, _REBATCHED_GPU = 1e-4, 5e-3
+_REBATCHED = 1e-4
 _SUM_OF_PROBABILITIES = 1e-3
 _ALONE = 8
 _MANY = 0.1
 
 
+@full_float32()
 def inspect(model: nn.Module, images: Tensor, labels: Tensor, classes: int) -> list[str]:
     """Examine a classifier on a few images: what no attack could judge is refused, what misleads some is told.
 
@@ -46,7 +48,6 @@ def inspect(model: nn.Module, images: Tensor, labels: Tensor, classes: int) -> l
     InputError
         The model returns another number of logits, or some that are not finite.
     """
-    rebatched = _REBATCHED_CPU if images.device.type == "cpu" else _REBATCHED_GPU
     with attack_view(model) as logits:
         with torch.no_grad():
             outputs, again = logits(images), logits(images)
@@ -59,7 +60,7 @@ def inspect(model: nn.Module, images: Tensor, labels: Tensor, classes: int) -> l
                 f"the model is random: two forwards of the same images differ by up to {random:.2g}; use AutoAttack's "
                 "rand version, which averages gradients over the randomness (EOT)"
             )
-        elif (dependent := _difference(outputs[:_ALONE], alone, rebatched)) is not None:
+        elif (dependent := _difference(outputs[:_ALONE], alone, _REBATCHED)) is not None:
             warnings.append(
                 f"an image's logits depend on the others in its batch: alone they differ by up to {dependent:.2g}; "
                 "verdicts then hold for one way of batching"

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from distsens.attacks import GradientAttack, JudgingAttack, Threat, attack_view, cross_entropy, logits_of
 from distsens.errors import InputError
 from distsens.evaluation.last_iterate import LastIterate
+from distsens.evaluation.precision import full_float32
 from distsens.randomness import sample_keys
 
 _STARTS = 5
@@ -37,6 +38,7 @@ class Check:
     sentence: str
 
 
+@full_float32()
 def masking_checks(
     model: nn.Module,
     images: Tensor,
