@@ -73,7 +73,9 @@ class Examination(Section):
     corruptions: tuple[str, ...] = Field((), description="Families of common corruptions, or all; severities 1 to 5.")
     baseline: Path | None = Field(None, description="Summary of another evaluation that mCE is relative to.")
     diagnostics: bool = Field(False, description="Look for signs of gradient masking.")
-    examples: str | None = Field(None, description="Folder or s3:// address to save benign and adversarial pairs in.")
+    examples: str | None = Field(
+        None, description="Folder or s3:// address to save pairs in, one folder an evaluation."
+    )
     seed: Count = Field(0, ge=0, lt=2**31, description="Decides all random numbers of the attacks.")
     shard: Count = Field(100, ge=1, description="Images that are judged and stored together; what a resumed run skips.")
     batch_size: Count = Field(250, ge=1, description="Images attacked at a time.")

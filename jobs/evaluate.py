@@ -37,7 +37,8 @@ class Options:
     verify: str | None = None
     """Judge the images that a claim is about, or --data.limit of them drawn at random, and say whether it holds."""
     save_examples: str | None = None
-    """Store benign and adversarial pairs in this folder or s3:// address; the same as --examples."""
+    """Store benign and adversarial pairs in this folder or s3:// address, in a folder named after the evaluation; the
+    same as --examples."""
     summary: str | None = None
     """Write the result to this file as JSON."""
     dry_run: bool = False

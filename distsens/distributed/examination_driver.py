@@ -24,6 +24,7 @@ from distsens.storage import Place, open_place, read_json, write_json
 from distsens.tracking import TrackedRun, without_password
 
 EVALUATION_FILE = "evaluation.json"
+PAIRS_FILE = "pairs.json"
 _FORMAT = 1
 _SECONDS_BETWEEN_LOOKS = 0.5
 
@@ -202,8 +203,11 @@ def _judge(
         for number in range(-(-count // size))
         if number not in done
     }
+    if examination.examples is not None:
+        write_json(open_place(examination.examples), f"{stored.name}/{PAIRS_FILE}", _of_pairs(checked))
     examiners = Examiners(
         Assignment(
+            stored.name,
             examination,
             checked.subject,
             checked.source,
@@ -224,6 +228,19 @@ def _judge(
             done[number] = ledger
         view.judged(Ledger.join(list(done.values())) if done else None)
     return [] if diagnosed is None else ray.get(diagnosed)
+
+
+def _of_pairs(checked: CheckedExamination) -> dict[str, Any]:
+    """What the stored pairs are of: the model that the examples fool, and the ball that they lie in."""
+    examination = checked.examination
+    return {
+        "model": _model(checked),
+        "source_sha256": _source_sha256(checked),
+        "data": _data(checked),
+        "threat": examination.threat.model_dump(mode="json"),
+        "attacks": list(examination.attacks),
+        "seed": examination.seed,
+    }
 
 
 def _record(summary: EvaluationSummary, ledger: Ledger, tracked: TrackedRun) -> None:

@@ -25,11 +25,13 @@ _DIAGNOSED = 200
 class Assignment:
     """What every examiner is told.
 
+    name : of the evaluation, and of the folder that wanted examples go to.
     images, labels : object references of the judged split, read from the same shared memory by a node's examiners.
     pool_images, pool_labels : the same of the images that the adaptive attack learns the model on.
     source : the model that transferred examples are made on.
     """
 
+    name: str
     examination: Examination
     subject: Subject
     source: Subject | None
@@ -140,6 +142,7 @@ class Examiners:
     def __init__(self, assignment: Assignment) -> None:
         workers = assignment.examination.workers
         self._assignment = ray.put(assignment)
+        self._folder = assignment.name
         self._actors = [_actor(workers).remote() for _ in range(workers.num)]
 
     def diagnose(self) -> Any:
@@ -155,7 +158,8 @@ class Examiners:
             while idle and waiting:
                 number, images = waiting.pop()
                 actor = idle.pop()
-                going[actor.examine.remote(self._assignment, list(images), f"pairs-{number:05d}.npz")] = (number, actor)
+                key = f"{self._folder}/pairs-{number:05d}.npz"
+                going[actor.examine.remote(self._assignment, list(images), key)] = (number, actor)
             done, _ = ray.wait(list(going), timeout=seconds)
             if not done:
                 yield None

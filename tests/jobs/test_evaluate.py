@@ -121,7 +121,11 @@ def test_saved_pairs_are_the_images_and_examples_that_the_ledger_speaks_of(
     judged: tuple[Any, dict[str, Any]], weights: Path
 ) -> None:
     job, summary = judged
-    shards = [np.load(path) for path in sorted((job.folder / "pairs").glob("*.npz"))]
+    folder = job.folder / "pairs" / summary["run"]
+    shards = [np.load(path) for path in sorted(folder.glob("*.npz"))]
+    said = json.loads((folder / "pairs.json").read_text())
+    assert (said["model"], said["data"]) == (summary["model"], summary["data"])
+    assert (said["threat"], said["attacks"]) == ({"norm": "linf", "eps": EPS}, ["pgd", "apgd-ce", "apgd-t"])
     pairs = {name: np.concatenate([shard[name] for shard in shards]) for name in shards[0].files}
     rows = ledger_of(summary)
     test = load_data(Experiment()).test
