@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import secrets
 import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -55,8 +57,13 @@ class StoredEvaluation:
 
     def shards(self) -> dict[int, Ledger]:
         """The ledgers of the shards that are done."""
-        keys = self.place.keys("ledger")
-        return {_number(key): Ledger.from_parquet(self.place.get(key)) for key in keys}
+        found = {}
+        for key in self.place.keys("ledger"):
+            try:
+                found[_number(key)] = Ledger.from_parquet(self.place.get(key))
+            except (OSError, ValueError) as error:
+                raise InputError("resume", self.name, f"its {key} is damaged: {_cause(error)}") from None
+        return found
 
     def keep(self, number: int, ledger: Ledger) -> None:
         """Store a shard's ledger."""
@@ -102,10 +109,14 @@ def run_examination(
     began = time.monotonic()
     status, message, code = "failed", None, 1
     checks: list[Check] = []
-    with signals_interrupt(), connected(), signals_interrupt() as caught:
+    done = {} if resumed is None else resumed.shards()
+    with ExitStack() as stack:
+        stack.enter_context(signals_interrupt())
+        stack.enter_context(connected())
+        caught = stack.enter_context(signals_interrupt())
         check_capacity_of_cluster(checked.examination.workers)
         stored, tracked = _open(checked, resumed)
-        done = stored.shards()
+        stack.enter_context(ended_whatever_happens(tracked))
         before = sum(len(part) for part in done.values())
         view.say(f"evaluation {stored.name}")
         view.say(f"storage {stored.place.url}")
@@ -185,8 +196,19 @@ def _open(checked: CheckedExamination, resumed: StoredEvaluation | None) -> tupl
         _source_sha256(checked),
         checked.data_digest,
     )
-    stored.save()
+    with ended_whatever_happens(tracked):
+        stored.save()
     return stored, tracked
+
+
+@contextmanager
+def ended_whatever_happens(tracked: TrackedRun) -> Iterator[None]:
+    """What raises in the block ends the run in MLflow as FAILED, unless it has ended before."""
+    try:
+        yield
+    except BaseException as error:
+        tracked.finish("FAILED", _cause(error))
+        raise
 
 
 def _judge(

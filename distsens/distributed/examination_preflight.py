@@ -10,7 +10,7 @@ from functools import cached_property
 
 import numpy as np
 
-from distsens.data import Dataset, ImageSet, to_pixels
+from distsens.data import SEVERITIES, Dataset, ImageSet, to_pixels
 from distsens.distributed.cluster import check_capacity_here
 from distsens.distributed.preflight import storage_url, tracking_places
 from distsens.errors import InputError
@@ -110,11 +110,18 @@ def _baseline(examination: Examination) -> dict[str, list[float]] | None:
     try:
         errors = json.loads(path.read_text(encoding="utf-8"))["corruption_errors"]
         rates = {family: [float(error) for error in errors[family]] for family in errors}
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError("baseline", str(path), f"must be the summary of an evaluation: {error!r}") from None
     wanted = families(examination.corruptions)
     if missing := [family for family in wanted if family not in rates] or (not wanted and ["all"]):
         raise InputError("baseline", str(path), f"has no errors, or none are measured, under {', '.join(missing)}")
+    for family in wanted:
+        errors = rates[family]
+        if len(errors) != len(SEVERITIES) or not all(0.0 <= error <= 1.0 for error in errors) or not any(errors):
+            allowed = (
+                f"needs {len(SEVERITIES)} error rates in [0, 1], not all of them 0, under {family}; it has {errors}"
+            )
+            raise InputError("baseline", str(path), allowed)
     return {family: rates[family] for family in wanted}
 
 

@@ -14,6 +14,7 @@ import torch
 from distsens.models.lenet import lenet5
 
 GIVEN = "--model net.safetensors --factory lenet5 --data.name digits --threat.norm linf --threat.eps 0.1"
+THERE = {"net.safetensors", "claim.json", "no-errors.json", "short.json", "percent.json"}
 Run = Callable[..., tuple[int, str, str]]
 
 
@@ -23,6 +24,8 @@ def run(run_here: Run, tmp_path: Path) -> Run:
     torch.manual_seed(0)
     safetensors.torch.save_file(lenet5(shape=(1, 8, 8), classes=10).state_dict(), tmp_path / "net.safetensors")
     (tmp_path / "claim.json").write_text(json.dumps({"format": 1}))
+    for name, errors in (("no-errors", [0.0] * 5), ("short", [0.1]), ("percent", [10.0] * 5)):
+        (tmp_path / f"{name}.json").write_text(json.dumps({"corruption_errors": {"fog": errors}}))
     return partial(run_here, "evaluate")
 
 
@@ -42,6 +45,14 @@ def run(run_here: Run, tmp_path: Path) -> Run:
         (f"{GIVEN} --attacks transfer", "error: transfer: got None"),
         (f"{GIVEN} --attacks cw", "threat.norm"),
         (f"{GIVEN} --corruptions rain", "error: corruptions: got 'rain'"),
+        (
+            f"{GIVEN} --corruptions fog --baseline no-errors.json",
+            "needs 5 error rates in [0, 1], not all of them 0, under",
+        ),
+        (f"{GIVEN} --corruptions fog --baseline short.json", "under fog; it has [0.1]"),
+        (f"{GIVEN} --corruptions fog --baseline percent.json", "under fog; it has [10.0,"),
+        (f"{GIVEN} --corruptions snow --baseline short.json", "has no errors, or none are measured, under snow"),
+        (f"{GIVEN} --baseline short.json", "has no errors, or none are measured, under all"),
         (f"{GIVEN} --eps-curve 0.1 3", "error: eps_curve: got 3"),
         (f"{GIVEN} --data.limit 100000", "error: data.limit: got 100000"),
         (f"{GIVEN} --workers.num 1000", "error: workers.num: got 1000"),
@@ -56,7 +67,7 @@ def test_wrong_input_is_one_line_and_exit_code_2(run: Run, tmp_path: Path, argum
     assert code == 2, error
     assert says in error, error
     assert error.count("\n") == 1, error
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["claim.json", "net.safetensors"]
+    assert {path.name for path in tmp_path.iterdir()} == THERE
 
 
 def test_a_dry_run_checks_everything_and_leaves_nothing(run: Run, tmp_path: Path) -> None:
@@ -65,7 +76,7 @@ def test_a_dry_run_checks_everything_and_leaves_nothing(run: Run, tmp_path: Path
     )
     assert (code, error) == (0, "")
     assert "everything that can be checked is in order" in output
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["claim.json", "net.safetensors"]
+    assert {path.name for path in tmp_path.iterdir()} == THERE
 
 
 def test_help_names_every_field_and_every_option(run: Run) -> None:
