@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import secrets
 import time
 from collections.abc import Iterator
@@ -29,6 +30,7 @@ EVALUATION_FILE = "evaluation.json"
 PAIRS_FILE = "pairs.json"
 _FORMAT = 1
 _SECONDS_BETWEEN_LOOKS = 0.5
+_LONGEST_NAME = 100
 
 
 @dataclass(frozen=True)
@@ -176,7 +178,8 @@ def _open(checked: CheckedExamination, resumed: StoredEvaluation | None) -> tupl
     tags = provenance_tags(examination.workers, "jobs/evaluate.py")
     if resumed is not None:
         return resumed, TrackedRun.reopen(checked.tracking_uri, resumed.mlflow_run_id)
-    name = f"evaluate-{subject.name}-{datetime.now(UTC):%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
+    name = evaluation_name(subject.name)
+    place = checked.storage.child(name)
     if subject.mlflow_run_id is not None:
         tags |= {"mlflow.parentRunId": subject.mlflow_run_id, "distsens.trained_by": subject.mlflow_run_id}
     tracked = TrackedRun.create(
@@ -189,7 +192,7 @@ def _open(checked: CheckedExamination, resumed: StoredEvaluation | None) -> tupl
     )
     stored = StoredEvaluation(
         name,
-        checked.storage.child(name),
+        place,
         examination,
         tracked.run_id,
         subject.sha256,
@@ -199,6 +202,12 @@ def _open(checked: CheckedExamination, resumed: StoredEvaluation | None) -> tupl
     with ended_whatever_happens(tracked):
         stored.save()
     return stored, tracked
+
+
+def evaluation_name(model: str) -> str:
+    """A new evaluation's: of what the model is called only what a key in storage may hold, and not too much."""
+    words = re.sub(r"[^A-Za-z0-9._-]+", "-", model)[:_LONGEST_NAME]
+    return f"evaluate-{words}-{datetime.now(UTC):%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
 
 
 @contextmanager

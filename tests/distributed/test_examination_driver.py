@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from mlflow import MlflowClient
 
-from distsens.distributed.examination_driver import StoredEvaluation, ended_whatever_happens
+from distsens.distributed.examination_driver import StoredEvaluation, ended_whatever_happens, evaluation_name
 from distsens.errors import InputError
 from distsens.examination import Examination
 from distsens.storage import open_place
@@ -34,6 +34,13 @@ def test_a_run_does_not_stay_running_whatever_raises(tmp_path: Path) -> None:
     run = MlflowClient(uri).get_run(tracked.run_id)
     assert run.info.status == "FAILED"
     assert run.data.tags["distsens.outcome"] == "nobody thought of this"
+
+
+@pytest.mark.parametrize("model", ["my net", "Ünïversal/net:3", "n" * 300, "", "resnet-18.v2"])
+def test_every_model_has_a_name_that_storage_takes(tmp_path: Path, model: str) -> None:
+    place = open_place(str(tmp_path)).child(evaluation_name(model))
+    place.child("ledger")
+    assert evaluation_name("my net").startswith("evaluate-my-net-")
 
 
 def test_a_damaged_ledger_is_named_before_anything_goes_on(tmp_path: Path) -> None:

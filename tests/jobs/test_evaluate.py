@@ -45,7 +45,7 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
             optimizer.zero_grad()
             cross_entropy(network(twins), labels[rows]).backward()
             optimizer.step()
-    path = tmp_path_factory.mktemp("weights") / "lenet.safetensors"
+    path = tmp_path_factory.mktemp("weights") / "my net.safetensors"
     safetensors.torch.save_file({f"module.{name}": value for name, value in network.state_dict().items()}, path)
     return path
 
