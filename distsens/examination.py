@@ -33,6 +33,9 @@ class JudgedData(Section):
     name: str | None = Field(None, description="Data set of the catalogue, folder or npz.")
     root: Path | None = Field(None, description="Folder of the data sets, or the folder or npz itself.")
     download: bool = Field(False, description="Download the data set into the folder if it is not there.")
+    classes: Count | None = Field(
+        None, ge=2, description="npz of images and labels: default the highest label and one."
+    )
     split: Literal["test", "validation", "train"] = Field("test", description="Split of the data set.")
     limit: Count | None = Field(None, ge=1, description="The first n images of the split only.")
     images: tuple[Count, ...] = Field((), description="Of these, the images of these numbers only, from 0 on.")

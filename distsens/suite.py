@@ -40,13 +40,13 @@ class Materials:
     """What some attacks need besides a threat.
 
     training : of the judged model, if it is a run of ours: what the adaptive attack attacks.
-    pool : what the adaptive attack learns the model on.
+    pool : what the adaptive attack learns the model on; only it needs one.
     source : the model that transferred examples are made on.
     """
 
     classes: int
     training: Experiment | None
-    pool: Pool
+    pool: Pool | None
     source: nn.Module | None
 
 
@@ -79,6 +79,8 @@ def _transfer(threat: Threat, examination: Examination, materials: Materials) ->
 
 
 def _adaptive(threat: Threat, examination: Examination, materials: Materials) -> JudgingAttack:
+    if materials.pool is None:
+        raise InputError("attacks", "adaptive", "it needs images beside those that are judged")
     training = materials.training
     sns = training.stabilize if training is not None else Experiment().stabilize
     return Adaptive(
@@ -170,16 +172,38 @@ def load_judged(
     wanted = examination.data
     if wanted.name is None:
         raise InputError("data.name", None, "the model is no run of ours, so name the data set")
+    if wanted.classes is not None and wanted.name != "npz":
+        raise InputError("data.classes", wanted.classes, "is for data.name npz; others have their own")
     of_training = training if training is not None else Experiment()
     same = training is not None and training.data.name == wanted.name
     root = data_root(of_training.model_copy(update={"data": of_training.data.model_copy(update={"root": wanted.root})}))
-    dataset = load(
-        wanted.name,
-        Source(root, wanted.download, wanted.image_size, of_training.data.test_fraction, tell=tell),
-        validation_fraction=of_training.data.validation_fraction,
-        seed=of_training.seed if same else examination.seed,
-    )
+    # A folder that was trained on keeps its splits; of anybody else's images none need be held back without a reason.
+    judged = not same or wanted.name == "npz"
+    needs_pool = "adaptive" in attack_names(examination.attacks)
+    holds_out = same or needs_pool or wanted.split != "test"
+    try:
+        dataset = load(
+            wanted.name,
+            Source(
+                root,
+                wanted.download,
+                wanted.image_size,
+                of_training.data.test_fraction,
+                judged=judged,
+                classes=wanted.classes,
+                tell=tell,
+            ),
+            validation_fraction=of_training.data.validation_fraction if holds_out else None,
+            seed=of_training.seed if same else examination.seed,
+        )
+    except InputError as error:
+        if same or error.field != "data.validation_fraction":
+            raise
+        reason = "the attack adaptive" if needs_pool else f"the split {wanted.split}"
+        raise InputError("data.root", str(root), f"has too few images for {reason}: {error.allowed}") from None
     split: ImageSet = getattr(dataset, wanted.split)
+    if len(split) == 0:
+        raise InputError("data.split", wanted.split, "the images are not split: all of them are test")
     if wanted.limit is not None:
         if wanted.limit > len(split):
             raise InputError("data.limit", wanted.limit, f"the {wanted.split} split has {len(split)} images")

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor, nn
 
 from distsens.attacks import APGD, FAB, Square
@@ -140,3 +143,33 @@ def test_the_first_images_of_the_split_are_judged() -> None:
 def test_images_that_are_not_there_or_twice_cannot_be_judged(images: list[int], says: str) -> None:
     with pytest.raises(InputError, match=f"data.images: .*{says}"):
         load_judged(examination(data={"name": "digits", "limit": 5, "images": images}), None)
+
+
+def test_anybodys_images_are_judged_whole_but_for_a_pool_that_adaptive_needs(tmp_path: Path) -> None:
+    np.savez(tmp_path / "few.npz", images=np.zeros((8, 8, 8), np.uint8), labels=np.arange(8) % 4)
+    data = {"name": "npz", "root": tmp_path / "few.npz"}
+    for attacks, judged, pool in (["pgd"], 8, 0), (["adaptive"], 7, 1):
+        dataset, split = load_judged(examination(data=data, attacks=attacks), None)
+        assert (len(split), len(dataset.validation)) == (judged, pool)
+    with pytest.raises(InputError, match=r"data.split: got 'train'; the images are not split"):
+        load_judged(examination(data={**data, "split": "train"}), None)
+    with pytest.raises(InputError, match=r"data.classes: got 10; is for data.name npz"):
+        load_judged(examination(data={"name": "digits", "classes": 10}), None)
+    np.savez(tmp_path / "one.npz", images=np.zeros((1, 8, 8), np.uint8), labels=[0])
+    with pytest.raises(InputError, match=r"data.root: .*one.npz'; has too few images for the attack adaptive"):
+        load_judged(examination(data={"name": "npz", "root": tmp_path / "one.npz"}, attacks=["adaptive"]), None)
+    with pytest.raises(InputError, match="attacks: got 'adaptive'; it needs images beside"):
+        build_attacks(examination(attacks=["adaptive"]), Materials(4, None, None, None))
+
+
+def test_a_folder_that_was_trained_on_keeps_its_splits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    for label in range(2):
+        (tmp_path / "set" / str(label)).mkdir(parents=True)
+        for number in range(10):
+            pixels = np.full((4, 4, 3), 10 * number + label, np.uint8)
+            Image.fromarray(pixels).save(tmp_path / "set" / str(label) / f"{number}.png")
+    training = Experiment.parse({"data": {"name": "folder", "root": tmp_path / "set", "validation_fraction": 0.25}})
+    _, held_back = load_judged(Examination.parse({}).completed(training), training)
+    _, whole = load_judged(examination(data={"name": "folder", "root": tmp_path / "set"}), None)
+    assert (len(held_back), len(whole)) == (4, 20)

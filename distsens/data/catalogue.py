@@ -36,7 +36,7 @@ def load(
     name: str,
     source: Source,
     *,
-    validation_fraction: float,
+    validation_fraction: float | None,
     seed: int,
     limit: int | None = None,
     extra: Path | None = None,
@@ -47,7 +47,8 @@ def load(
     ----------
     name : one of ``DATASETS``.
     source : where the files are and how to read them.
-    validation_fraction : the share of the training images to hold out, inside (0, 1), stratified by label.
+    validation_fraction : the share of the training images to hold out, inside (0, 1), stratified by label; of data
+        that is only judged and has none, the share of all images. None holds none out.
     seed : decides which images are held out, and which ones ``limit`` keeps.
     limit : train on this many images, stratified, for quick runs; None for all. It is applied after the split, so
         validation and test stay whole and their accuracies stay comparable.
@@ -65,12 +66,27 @@ def load(
     if source.image_size is not None and name != "folder":
         raise InputError("data.image_size", source.image_size, f"is for data.name folder; {name} has its own size")
     published = DATASETS[name](source)
-    kept, held_out = hold_out(published.train.labels, validation_fraction, seed)
-    train, validation = published.train.take(kept), published.train.take(held_out)
+    train, validation, test = _with_validation(published, validation_fraction, seed)
     if limit is not None:
         train = _limited(train, limit, seed)
-    dataset = Dataset(name, published.classes, train, validation, published.test, left_out=published.left_out)
+    dataset = Dataset(name, published.classes, train, validation, test, left_out=published.left_out)
     return dataset if extra is None else _with_extra(dataset, extra)
+
+
+def _with_validation(published: Published, fraction: float | None, seed: int) -> tuple[ImageSet, ImageSet, ImageSet]:
+    train, test = published.train, published.test
+    if fraction is None:
+        return train, train.take(np.arange(0)), test
+    if len(train) > 0:
+        kept, held_out = hold_out(train.labels, fraction, seed)
+        return train.take(kept), train.take(held_out), test
+    # Images that are only judged may be too few for one of every class.
+    count = max(1, round(fraction * len(test)))
+    if count >= len(test):
+        raise InputError("data.validation_fraction", fraction, f"must leave some of {len(test)} images to be judged")
+    held_out = stratified_sample(test.labels, count, seed, "validation")
+    kept = np.setdiff1d(np.arange(len(test)), held_out, assume_unique=True)
+    return train, test.take(held_out), test.take(kept)
 
 
 def _with_extra(dataset: Dataset, path: Path) -> Dataset:

@@ -33,7 +33,8 @@ def read(source: Source) -> Published:
     that cannot be decoded are left out and named in ``Published.left_out``.
 
     Without a test folder, ``test_fraction`` of the images become the test split, stratified and always the same,
-    whatever the seed of a run, so that results can be compared.
+    whatever the seed of a run, so that results can be compared. If the data is only judged, all of them do, and a class
+    may be without.
 
     Every file is decoded once. If all images together take more than ``memory`` they are not kept: `ImageFiles` decodes
     them again batch by batch.
@@ -58,6 +59,13 @@ def read(source: Source) -> Published:
 
     whole = np.array([number for number in range(len(names)) if number not in problems], np.int64)
     everything = ImageSet(images, labels).take(whole) if problems else ImageSet(images, labels)
+    left_out = tuple(f"{names[number]} ({problem})" for number, problem in sorted(problems.items()))
+    if len(folders) == 1 and source.judged:
+        if len(everything) == 0:
+            raise InputError(
+                "data.root", str(root), f"must hold images that can be read; none of {len(names)} files can"
+            )
+        return Published(classes, everything.take(np.arange(0)), everything, left_out)
     if len(folders) == 1:
         train, test = hold_out(everything.labels, source.test_fraction, _TEST_SEED, "test")
     else:
@@ -67,7 +75,6 @@ def read(source: Source) -> Published:
         for label, name in enumerate(classes):
             if not (everything.labels[numbers] == label).any():
                 raise InputError("data.root", str(root), f"class {name!r} has no {part} image that can be read")
-    left_out = tuple(f"{names[number]} ({problem})" for number, problem in sorted(problems.items()))
     return Published(classes, everything.take(train), everything.take(test), left_out)
 
 

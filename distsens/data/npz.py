@@ -16,6 +16,7 @@ from distsens.data.source import Source
 from distsens.errors import InputError
 
 _CHANNELS = (1, 3)
+_EXTRA = [("images", "labels")]
 
 
 def read(source: Source) -> Published:
@@ -25,13 +26,20 @@ def read(source: Source) -> Published:
     numbers from 0 on, of shape (N,) or (N, 1). Classes are called after their numbers. Anything else in the file, such
     as ``val_images``, is left alone: validation is held out of the training images.
 
+    Of data that is only judged a file with ``images`` and ``labels`` (or ``image`` and ``label``) will do: it is the
+    test split, and its labels need not have all of the classes.
+
     Raises
     ------
     InputError
         If there is no such file, or it holds something else.
     """
     path = source.required_root("the path of an .npz file")
-    train, test = _read_sets(path, "data.root", [("train_images", "train_labels"), ("test_images", "test_labels")])
+    keys = [("train_images", "train_labels"), ("test_images", "test_labels")]
+    sets = _read_sets(path, "data.root", keys, singular=source.judged, or_keys=_EXTRA if source.judged else None)
+    if len(sets) == 1:
+        return _judged(sets[0], source, path)
+    train, test = sets
     classes = np.unique(train.labels)
     if not np.array_equal(classes, np.arange(len(classes))) or not np.isin(test.labels, classes).all():
         raise InputError("data.root", str(path), "labels must be 0, 1, 2, ... without a gap, all of them in training")
@@ -40,16 +48,35 @@ def read(source: Source) -> Published:
 
 def read_extra(path: Path) -> ImageSet:
     """Extra training images: ``images`` and ``labels`` (or ``image`` and ``label``) in the forms that `read` takes."""
-    return _read_sets(path, "data.extra", [("images", "labels")], singular=True)[0]
+    return _read_sets(path, "data.extra", _EXTRA, singular=True)[0]
 
 
-def _read_sets(path: Path, field: str, keys: Sequence[tuple[str, str]], *, singular: bool = False) -> list[ImageSet]:
+def _judged(test: ImageSet, source: Source, path: Path) -> Published:
+    labels = test.labels
+    if len(labels) == 0 or labels.min() < 0:
+        raise InputError("data.root", str(path), "must hold images, and labels from 0 on")
+    classes = int(labels.max()) + 1 if source.classes is None else source.classes
+    if labels.max() >= classes:
+        raise InputError("data.classes", classes, f"{path} has labels up to {labels.max()}")
+    return Published(tuple(map(str, range(classes))), test.take(np.arange(0)), test)
+
+
+def _read_sets(
+    path: Path,
+    field: str,
+    keys: Sequence[tuple[str, str]],
+    *,
+    singular: bool = False,
+    or_keys: Sequence[tuple[str, str]] | None = None,
+) -> list[ImageSet]:
     try:
         file = np.load(path, allow_pickle=False)
         if not isinstance(file, np.lib.npyio.NpzFile):
             raise ValueError("it is a single array")
         with file:
-            if singular and "image" in file:
+            if or_keys is not None and keys[0][0] not in file:
+                keys = or_keys
+            if singular and keys == _EXTRA and "image" in file:
                 keys = [(images[:-1], labels[:-1]) for images, labels in keys]
             absent = [key for pair in keys for key in pair if key not in file]
             if absent:

@@ -21,6 +21,8 @@ class Source:
     test_fraction : the share of a folder without a test split that becomes the test split, inside (0, 1).
     memory : GiB; the images of a folder that would take more stay in their files and are decoded batch by batch.
     tell : is given a line on how far the reading has come, now and then.
+    judged : the data is judged and not trained on: what has no test split is one itself, whole.
+    classes : how many there are in an ``npz`` without training images; None for the highest label and one.
     """
 
     root: Path | None
@@ -29,6 +31,8 @@ class Source:
     test_fraction: float = 0.2
     memory: float = 4.0
     tell: Callable[[str], None] = lambda _: None
+    judged: bool = False
+    classes: int | None = None
 
     def required_root(self, holds: str) -> Path:
         """The root, which must be given; ``holds`` says what is to be in it."""

@@ -134,5 +134,5 @@ def _check_radii(examination: Examination, shape: tuple[int, int, int]) -> None:
 
 
 def pool(dataset: Dataset, size: int = 256) -> ImageSet:
-    """Validation images, of which the adaptive attack learns the model."""
+    """Validation images, of which the adaptive attack learns the model; none where nothing was held out."""
     return dataset.validation.take(np.arange(min(size, len(dataset.validation))))

@@ -81,7 +81,9 @@ class _Desk:
         self._materials = Materials(
             classes,
             assignment.subject.experiment,
-            Pool(to_pixels(pool_images[slice(None)].to(self._device)), pool_labels.to(self._device)),
+            Pool(to_pixels(pool_images[slice(None)].to(self._device)), pool_labels.to(self._device))
+            if len(pool_labels)
+            else None,
             None if source is None else source.build(shape, classes).to(self._device),
         )
         self._judgement = build_judgement(self._examination, self._materials)

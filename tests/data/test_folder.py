@@ -265,3 +265,12 @@ def test_extra_images_need_the_others_in_memory(tmp_path: Path) -> None:
     assert extra(4.0).extra == 4
     with pytest.raises(InputError, match=r"data\.extra: .* raise data\.memory"):
         extra(0.0)
+
+
+def test_class_folders_that_are_only_judged_are_a_test_split_whole(tmp_path: Path) -> None:
+    images = _classes(tmp_path, 2)
+    (tmp_path / "dog").mkdir()
+    published = _read(tmp_path, judged=True)
+    assert published.classes == (*CLASSES, "dog")
+    assert np.array_equal(published.test.images, images)
+    assert len(published.train) == 0

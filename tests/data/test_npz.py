@@ -116,3 +116,28 @@ def test_errors_of_extra_images_name_their_own_field(tmp_path: Path) -> None:
         with pytest.raises(InputError) as error:
             read_extra(tmp_path / name)
         assert error.value.field == "data.extra"
+
+
+@pytest.mark.parametrize("keys", [("images", "labels"), ("image", "label")])
+def test_images_and_labels_alone_are_a_test_split_of_data_that_is_only_judged(
+    tmp_path: Path, keys: tuple[str, str]
+) -> None:
+    path, images = tmp_path / "judged.npz", _pixels(6, 5, 5)
+    np.savez(path, **{keys[0]: images, keys[1]: np.array([0, 3, 1, 1, 3, 0])})
+    dataset = load("npz", Source(path, judged=True), validation_fraction=None, seed=0)
+    assert np.array_equal(dataset.test.images[:, 0], images)
+    assert (dataset.classes, len(dataset.train), len(dataset.validation)) == (("0", "1", "2", "3"), 0, 0)
+    ten = load("npz", Source(path, judged=True, classes=10), validation_fraction=None, seed=0)
+    assert len(ten.classes) == 10
+    with pytest.raises(InputError, match=r"data.classes: got 3; .* has labels up to 3"):
+        load("npz", Source(path, judged=True, classes=3), validation_fraction=None, seed=0)
+    with pytest.raises(InputError, match="must hold train_images"):
+        _load(path)
+
+
+def test_a_pool_is_held_out_of_images_that_are_only_judged_where_it_is_asked_for(tmp_path: Path) -> None:
+    np.savez(tmp_path / "judged.npz", images=_pixels(6, 5, 5), labels=np.array([0, 3, 1, 1, 3, 0]))
+    dataset = load("npz", Source(tmp_path / "judged.npz", judged=True), validation_fraction=0.1, seed=0)
+    assert (len(dataset.train), len(dataset.validation), len(dataset.test)) == (0, 1, 5)
+    parts = [image.tobytes() for split in (dataset.validation, dataset.test) for image in split.images]
+    assert len(set(parts)) == 6
