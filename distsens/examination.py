@@ -95,7 +95,9 @@ class Examination(Section):
         """The same examination, with what it leaves out taken from the training of the model."""
         if training is None:
             return self
-        of_data = training.data.model_dump(include={"name", "root", "image_size"})
+        # Where the images are and how large is no matter of another data set's.
+        same = self.data.name in (None, training.data.name)
+        of_data = training.data.model_dump(include={"name", "root", "image_size"} if same else {"name"})
         of_threat = training.threat.model_dump()
         return self.model_copy(
             update={

@@ -17,6 +17,18 @@ def test_what_is_left_out_is_taken_from_the_training() -> None:
     assert (found.threat.norm, found.threat.eps) == ("l2", 0.5)
 
 
+@pytest.mark.parametrize(
+    ("name", "root", "size"), [(None, "/mine", 64), ("folder", "/mine", 64), ("cifar10", None, None)]
+)
+def test_another_data_set_is_not_looked_for_where_the_trainings_is(
+    name: str | None, root: str | None, size: int | None
+) -> None:
+    training = Experiment.parse({"data": {"name": "folder", "root": "/mine", "image_size": 64}})
+    found = Examination.parse({"data": {"name": name}}).completed(training).data
+    assert found.name == (name or "folder")
+    assert (found.root and str(found.root), found.image_size) == (root, size)
+
+
 def test_without_a_training_nothing_is_filled_in() -> None:
     found = Examination.parse({})
     assert found.completed(None) == found
