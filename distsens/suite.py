@@ -65,7 +65,20 @@ def _apgd_ce(threat: Threat, examination: Examination, materials: Materials) -> 
 
 
 def _apgd_t(threat: Threat, examination: Examination, materials: Materials) -> JudgingAttack:  # noqa: ARG001
+    _check_classes("apgd-t", materials, 4)
     return APGD(threat, loss="dlr", targets=_targets(materials, 5 if threat.norm == "l1" else 9))
+
+
+def _apgd_dlr(threat: Threat, name: str, materials: Materials, eot: int = 1) -> JudgingAttack:
+    _check_classes(name, materials, 3)
+    return APGD(threat, loss="dlr", eot=eot)
+
+
+def _check_classes(name: str, materials: Materials, least: int) -> None:
+    if materials.classes < least:
+        others = "apgd-ce pgd-margin fab-t square"
+        allowed = f"its loss (DLR) needs {least} classes or more, and there are {materials.classes}; take {others}"
+        raise InputError("attacks", name, allowed)
 
 
 def _targets(materials: Materials, most: int) -> int:
@@ -94,10 +107,10 @@ def _adaptive(threat: Threat, examination: Examination, materials: Materials) ->
 # Restarts and targets are those of AutoAttack's "standard" and "rand" (Croce and Hein, ICML 2020; in L1 ICML 2021).
 ATTACKS: dict[str, Builder] = {
     "apgd-ce": _apgd_ce,
-    "apgd-dlr": lambda threat, _, __: APGD(threat, loss="dlr"),
+    "apgd-dlr": lambda threat, _, materials: _apgd_dlr(threat, "apgd-dlr", materials),
     "apgd-t": _apgd_t,
     "apgd-ce-eot": lambda threat, _, __: APGD(threat, loss="ce", eot=_EOT),
-    "apgd-dlr-eot": lambda threat, _, __: APGD(threat, loss="dlr", eot=_EOT),
+    "apgd-dlr-eot": lambda threat, _, materials: _apgd_dlr(threat, "apgd-dlr-eot", materials, _EOT),
     "fab": lambda threat, _, __: FAB(threat, targets=0),
     "fab-t": lambda threat, _, materials: FAB(threat, targets=_targets(materials, 9)),
     "square": lambda threat, _, __: Square(threat),

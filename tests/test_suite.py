@@ -63,9 +63,25 @@ def test_autoattack_has_the_settings_of_its_standard_version(norm: str, restarts
 
 
 def test_no_attack_aims_at_more_classes_than_there_are() -> None:
-    three = Materials(3, None, POOL, None)
-    attacks = build_attacks(examination(attacks=["apgd-t", "fab-t"]), three)
-    assert [attack.targets for attack in attacks.values()] == [2, 2]  # type: ignore[attr-defined]
+    four = Materials(4, None, POOL, None)
+    attacks = build_attacks(examination(attacks=["apgd-t", "fab-t"]), four)
+    assert [attack.targets for attack in attacks.values()] == [3, 3]  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(
+    ("attacks", "classes", "refused"),
+    [
+        ("autoattack", 3, "'apgd-t'; its loss .* needs 4 classes or more, and there are 3; take apgd-ce"),
+        ("autoattack-rand", 2, "'apgd-dlr-eot'; its loss .* needs 3 classes or more, and there are 2"),
+        ("apgd-dlr", 2, "'apgd-dlr'; its loss"),
+    ],
+)
+def test_a_loss_that_compares_more_classes_than_there_are_is_refused(attacks: str, classes: int, refused: str) -> None:
+    few = Materials(classes, None, POOL, None)
+    with pytest.raises(InputError, match=f"attacks: got {refused}"):
+        build_attacks(examination(attacks=[attacks]), few)
+    build_attacks(examination(attacks=["apgd-ce", "pgd-margin", "fab-t", "square"]), few)
+    build_attacks(examination(attacks=[attacks]), Materials(classes + 1, None, POOL, None))
 
 
 @pytest.mark.parametrize("name", sorted(ATTACKS))
