@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -13,12 +14,22 @@ from torch import Tensor, nn
 from distsens.attacks import Found, GradientAttack, Tally, Threat, attack_view, margin
 from distsens.attacks.view import Logits
 from distsens.errors import InputError
-from distsens.evaluation.stabilized import StabilizedNeurons, sensitivity_of_pairs
+from distsens.evaluation.stabilized import StabilizedNeurons
 from distsens.randomness import sample_keys
-from distsens.sensitivity import ActivationProbe, Stabilizing, match_layers, split_pairs
+from distsens.sensitivity import (
+    ActivationProbe,
+    PairSums,
+    SensitivityMeter,
+    Stabilizing,
+    match_layers,
+    pair_sums,
+    split_pairs,
+)
 
 # Enough to find neurons and units by; the attack itself takes as many steps as it is told.
 _POOL_STEPS = 10
+# Pairs of the pool that go through the model at a time: of a large one every layer's outputs are held for no more.
+_PAIRS_AT_A_TIME = 32
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,7 +72,7 @@ class Adaptive:
     Steps shrink as half a cosine, from ``step_size`` to 0, and w with them: the term settles which way an attempt goes,
     the margin where it ends. An image leaves at the first iterate that is misclassified. The neurons are those that the
     training would select on the pool's pairs. Forward and backward passes are in float32. The attacker's study of the
-    pool is not counted as evaluations of the images.
+    pool is made once for a model, as long as that stays as it is, and not counted as evaluations of the images.
 
     Sources: Zhang et al., IEEE TIP 2021, arXiv 1909.06978, for the term; Tramèr et al., "On Adaptive Attacks to
     Adversarial Example Defenses", NeurIPS 2020, for attacking it.
@@ -90,6 +101,9 @@ class Adaptive:
     layers: tuple[str, ...] = ("auto",)
     stabilizing: Stabilizing = field(default_factory=Stabilizing)
     weights: tuple[float, ...] = (0.0, 1.0, -1.0, 0.3, -0.3)
+    _learnt: WeakKeyDictionary[nn.Module, tuple[object, _Learnt]] = field(
+        default_factory=WeakKeyDictionary, init=False, repr=False
+    )
 
     def __post_init__(self) -> None:
         if self.steps < 1:
@@ -108,7 +122,7 @@ class Adaptive:
             tally = Tally(images, labels, keys)
             if len(images) == 0:
                 return tally.found()
-            study = _Study(self, model, logits, images.device)
+            study = _Study(self._learn(model, logits, images.device), model, self.weights)
             benign = study.look(logits, tally)
             for restart in range(self.restarts):
                 for number, aim in enumerate(study.aims(benign, tally, restart)):
@@ -120,6 +134,15 @@ class Adaptive:
                     with aim.reading:
                         self._climb(logits, aim.goal, tally, rows, start)
             return tally.found()
+
+    def _learn(self, model: nn.Module, logits: Logits, device: torch.device) -> _Learnt:
+        """What the pool tells of the model, from the last call if it has not changed since."""
+        state = _state_of(model), device
+        known = self._learnt.get(model)
+        if known is None or known[0] != state:
+            known = state, _learn(self, model, logits, device)
+            self._learnt[model] = known
+        return known[1]
 
     def _climb(self, logits: Logits, goal: _Goal, tally: Tally, rows: Tensor, points: Tensor) -> None:
         """One attempt on the images of these numbers, each until it is misclassified."""
@@ -159,30 +182,73 @@ class _Benign:
     features: Tensor
 
 
+@dataclass(frozen=True)
+class _Learnt:
+    """What the pool tells of a model.
+
+    layers : their names. neurons : those that were stabilized. unit : u.
+    features, taken_for : of the pool's images, the last layer's outputs (P, neurons, positions) and the classes that
+        the model takes them for, (P,).
+    """
+
+    layers: tuple[str, ...]
+    neurons: StabilizedNeurons
+    unit: Tensor
+    features: Tensor
+    taken_for: Tensor
+
+
+def _learn(attack: Adaptive, model: nn.Module, logits: Logits, device: torch.device) -> _Learnt:
+    """Go over the pool in parts, keeping sums, and of the last layer the features."""
+    images, labels = attack.pool.images.to(device), attack.pool.labels.to(device)
+    layers = tuple(match_layers(model, attack.layers))
+    pgd = GradientAttack(attack.threat, _POOL_STEPS, 2.5 * attack.threat.eps / _POOL_STEPS)
+    parts, pairs = torch.arange(len(images), device=device).split(_PAIRS_AT_A_TIME), []
+    meter = SensitivityMeter(device=device)
+    summing: ActivationProbe[PairSums] = ActivationProbe(model, layers, lambda _, outputs: pair_sums(*outputs.chunk(2)))
+    for rows in parts:
+        pairs.append(torch.cat([images[rows], pgd(model, images[rows], labels[rows], keys=rows)]))
+        with summing, torch.no_grad():
+            logits(pairs[-1])
+        meter.add(summing.outputs)
+    neurons = StabilizedNeurons.of(attack.stabilizing, meter.compute())
+
+    change = term = torch.zeros((), dtype=torch.float64, device=device)
+    features, taken_for = [], []
+    reading_neurons = ActivationProbe(model, layers, neurons.read)
+    reading_features: ActivationProbe[Tensor] = ActivationProbe(
+        model, layers[-1], lambda _, outputs: outputs.chunk(2)[0].clone()
+    )
+    for rows, both in zip(parts, pairs, strict=True):
+        with reading_neurons, reading_features, torch.no_grad():
+            outputs = logits(both)
+        change = change + margin(outputs, labels[rows].repeat(2)).view(2, -1).diff(dim=0).abs().sum()
+        term = term + neurons.term(*split_pairs(reading_neurons.outputs)).sum()
+        features.append(reading_features.outputs[layers[-1]])
+        taken_for.append(outputs.chunk(2)[0].argmax(1))
+    unit = torch.where(term > 0.0, change / term, 0.0).float()
+    return _Learnt(layers, neurons, unit, torch.cat(features), torch.cat(taken_for))
+
+
+def _state_of(model: nn.Module) -> object:
+    """Changes with the model's weights, buffers and hooks: with what it computes, that is, unless its code does."""
+    tensors = [(tensor.data_ptr(), tensor._version) for tensor in (*model.parameters(), *model.buffers())]
+    hooks = [(*module._forward_pre_hooks, *module._forward_hooks) for module in model.modules()]
+    return tensors, hooks
+
+
 class _Study:
-    """What the attacker learns of a model on the pool."""
+    """How the attacker uses what the pool tells of a model."""
 
-    def __init__(self, attack: Adaptive, model: nn.Module, logits: Logits, device: torch.device) -> None:
-        images, labels = attack.pool.images.to(device), attack.pool.labels.to(device)
-        layers = match_layers(model, attack.layers)
-        pgd = GradientAttack(attack.threat, _POOL_STEPS, 2.5 * attack.threat.eps / _POOL_STEPS)
-        pairs = torch.cat([images, pgd(model, images, labels)])
-        everything: ActivationProbe[Tensor] = ActivationProbe(model, layers)
-        with everything, torch.no_grad():
-            outputs = logits(pairs)
-        neurons = StabilizedNeurons.of(attack.stabilizing, sensitivity_of_pairs(everything.outputs))
-        chosen = {layer: neurons.read(layer, values) for layer, values in everything.outputs.items()}
-        change = margin(outputs, torch.cat([labels, labels])).view(2, -1).diff(dim=0).abs().mean()
-        term = neurons.term(*split_pairs(chosen)).mean()
-
-        self._weights = attack.weights
-        self._neurons = neurons
-        self._unit = torch.where(term > 0.0, change / term, 0.0)
-        self._features = everything.outputs[layers[-1]].chunk(2)[0]
-        self._taken_for = outputs.chunk(2)[0].argmax(1)
-        self._reading_neurons = ActivationProbe(model, layers, neurons.read)
-        self._reading_features: ActivationProbe[Tensor] = ActivationProbe(model, layers[-1])
-        self._last = layers[-1]
+    def __init__(self, learnt: _Learnt, model: nn.Module, weights: tuple[float, ...]) -> None:
+        self._weights = weights
+        self._neurons = learnt.neurons
+        self._unit = learnt.unit
+        self._features = learnt.features
+        self._taken_for = learnt.taken_for
+        self._reading_neurons = ActivationProbe(model, learnt.layers, learnt.neurons.read)
+        self._reading_features: ActivationProbe[Tensor] = ActivationProbe(model, learnt.layers[-1])
+        self._last = learnt.layers[-1]
 
     def look(self, logits: Logits, tally: Tally) -> _Benign:
         """Show the model the images as they are, which breaks those that it gets wrong by itself."""

@@ -10,11 +10,9 @@ from torch import Tensor
 
 from distsens.sensitivity import (
     LayerSensitivity,
-    SensitivityMeter,
     Stabilizing,
     relative_divisor,
     select_neurons,
-    split_pairs,
     stabilizing_distance,
 )
 
@@ -56,10 +54,3 @@ class StabilizedNeurons:
                 for layer in self.chosen
             ]
         ).mean(0)
-
-
-def sensitivity_of_pairs(outputs: Mapping[str, Tensor]) -> dict[str, LayerSensitivity]:
-    """Sensitivities from the layers' outputs in one forward over ``torch.cat([benign, adversarial])``."""
-    meter = SensitivityMeter()
-    meter.update(*split_pairs(outputs))
-    return meter.compute()

@@ -207,6 +207,38 @@ def test_the_model_and_the_generator_are_left_as_they_were_and_inference_mode_is
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
 
 
+class Counted(nn.Module):
+    """The network, and how many images each of its forwards was shown."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network, self.sizes = network, list[int]()
+
+    def forward(self, images: Tensor) -> Tensor:
+        self.sizes.append(len(images))
+        logits: Tensor = self.network(images)
+        return logits
+
+
+def test_the_pool_goes_through_the_model_in_parts_and_once_until_the_model_changes() -> None:
+    model, images, labels = Counted(copy.deepcopy(plain())), IMAGES[:1], LABELS[:1]
+    attack = replace(ATTACK, weights=(), steps=1)
+    first = attack(model, images, labels)
+    study = [size for size in model.sizes if size > 1]
+    assert max(study) == 64, "32 pairs"
+    assert sum(size for size in study if size > 32) >= 2 * 2 * 96
+    model.sizes.clear()
+    again = attack(model, images, labels)
+    assert set(model.sizes) == {1}
+    assert torch.equal(first.adversarial, again.adversarial)
+    with torch.no_grad():
+        model.network[0].weight *= 1.5
+    model.sizes.clear()
+    changed = attack(model, images, labels)
+    assert max(model.sizes) == 64
+    assert torch.equal(changed.adversarial, replace(attack)(model, images, labels).adversarial)
+
+
 def test_no_images_are_no_trouble() -> None:
     found = ATTACK(stabilized(), IMAGES[:0], LABELS[:0])
     assert (len(found.adversarial), len(found.evaluations)) == (0, 0)

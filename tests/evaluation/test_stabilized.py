@@ -7,16 +7,19 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from distsens.evaluation.stabilized import StabilizedNeurons, sensitivity_of_pairs
+from distsens.evaluation.stabilized import StabilizedNeurons
 from distsens.sensitivity import (
     ActivationProbe,
     Distance,
+    LayerSensitivity,
     Measure,
     PairRows,
     Selection,
+    SensitivityMeter,
     Stabilizer,
     Stabilizing,
     neuron_counts,
+    split_pairs,
 )
 
 COUNT = 7
@@ -29,6 +32,12 @@ def network() -> nn.Module:
         return nn.Sequential(
             nn.Conv2d(1, 9, 3), nn.ReLU(inplace=True), nn.Flatten(), nn.Linear(144, 11), nn.Tanh(), nn.Linear(11, 4)
         )
+
+
+def sensitivity_of_pairs(probe: ActivationProbe[Tensor]) -> dict[str, LayerSensitivity]:
+    meter = SensitivityMeter()
+    meter.update(*split_pairs(probe.outputs))
+    return meter.compute()
 
 
 def pairs(seed: int) -> Tensor:
@@ -52,7 +61,7 @@ def test_neurons_and_term_are_those_of_the_training(selection: Selection, distan
 
     with ActivationProbe(model, "auto") as probe:
         model(pairs(1))
-    neurons = StabilizedNeurons.of(settings, sensitivity_of_pairs(probe.outputs))
+    neurons = StabilizedNeurons.of(settings, sensitivity_of_pairs(probe))
     with ActivationProbe(model, "auto", neurons.read) as chosen:
         model(pairs(2)[:COUNT])
         benign = chosen.outputs
@@ -68,7 +77,7 @@ def test_what_is_read_is_a_copy_that_later_layers_cannot_overwrite() -> None:
     with ActivationProbe(model, "auto") as probe:
         model(pairs(1))
     settings = dataclasses.replace(Stabilizing(), selection="all")
-    neurons = StabilizedNeurons.of(settings, sensitivity_of_pairs(probe.outputs))
+    neurons = StabilizedNeurons.of(settings, sensitivity_of_pairs(probe))
     with ActivationProbe(model, "0", neurons.read) as chosen:
         model(pairs(1))
     assert chosen.outputs["0"].min() < 0.0
