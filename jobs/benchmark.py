@@ -34,7 +34,10 @@ class Options:
     precision: Precision | None = None
     """Of our attacks and training forwards; default bf16 where the device computes in it, else fp32."""
     model: str | None = None
-    """autoattack: a trained run of ours to attack; default the briefly trained small CNN."""
+    """autoattack: a trained run of ours to attack; default the briefly trained small CNN. It says its data
+    itself, of which --data.root may say where it lies."""
+    images: int | None = None
+    """autoattack: how many test images, the first ones; default 256."""
     device: Device = "cpu"
     """Where to measure."""
     threads: int = 2
@@ -110,8 +113,9 @@ def _measure(options: Options, console: Any) -> tuple[list[Any], list[str]]:
             findings += single[part](subject, rounds)
     if "autoattack" in options.parts:
         effort = benchmark.QUICK_EFFORT if options.quick else benchmark.Effort()
+        effort = replace(effort, images=options.images or effort.images)
         if options.model is not None:
-            judged = benchmark.Judged.at(options.model, effort.images, device)
+            judged = benchmark.Judged.at(options.model, effort.images, device, options.data.root)
         else:
             judged = benchmark.Judged.of(benchmark.Subject.train(scales[0], data, device, precision), effort.images)
         say(f"measuring autoattack on {judged.title}, {options.rounds or 1} rounds")
@@ -139,7 +143,7 @@ def _options(flags: dict[str, Any]) -> Options:
         flags["parts"] = tuple(dict.fromkeys(given))
         for part in given:
             _check("parts", part, part in get_args(Part), "allowed are " + ", ".join(get_args(Part)))
-    for name in ("rounds", "threads"):
+    for name in ("rounds", "threads", "images"):
         if name in flags:
             whole = isinstance(flags[name], int) and not isinstance(flags[name], bool)
             _check(name, flags[name], whole and flags[name] >= 1, "it must be a whole number, 1 or more")

@@ -7,6 +7,7 @@ import io
 import warnings
 from copy import deepcopy
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,6 +19,7 @@ from distsens.benchmark.peers import missing_peers
 from distsens.benchmark.rounds import Spread, median_seconds, ratios, take_turns
 from distsens.benchmark.subject import Subject
 from distsens.data import to_pixels
+from distsens.errors import InputError
 from distsens.evaluation import Judgement, Pool, examine, find_subject, full_float32
 from distsens.examination import Examination
 from distsens.suite import Materials, build_attacks, load_judged
@@ -51,23 +53,41 @@ class Judged:
 
     @staticmethod
     def of(subject: Subject, images: int) -> Judged:
-        """The briefly trained network on the images of its training: many of them fall."""
-        pixels = (255.0 * subject.images[:images]).round().to(torch.uint8)
+        """The briefly trained network on test images.
+
+        Raises
+        ------
+        InputError : the subject has fewer.
+        """
+        if images > len(subject.test_images):
+            raise InputError("images", images, f"the subject has {len(subject.test_images)} test images")
+        pixels = (255.0 * subject.test_images[:images]).round().to(torch.uint8)
         threat = Threat("linf", subject.scale.eps)
-        return Judged(subject.scale.title, subject.network, pixels, subject.labels[:images], threat)
+        return Judged(subject.scale.title, subject.network, pixels, subject.test_labels[:images], threat)
 
     @staticmethod
-    def at(address: str, images: int, device: torch.device) -> Judged:
-        """A trained run of ours on the first test images, in the ball it was trained for."""
+    def at(address: str, images: int, device: torch.device, root: Path | None = None) -> Judged:
+        """A trained run of ours on the first test images, in the ball it was trained for.
+
+        ``root`` is where its data set lies, unless it is where it was in training.
+
+        Raises
+        ------
+        InputError : there is no such run, its data is not to be found, or has fewer test images.
+        """
         subject = find_subject(address)
-        examination = Examination.parse({"data": {"limit": images}}).completed(subject.experiment)
+        if subject.experiment is None:
+            raise InputError("model", address, "must be a run of ours: only that says its data and threat")
+        examination = Examination.parse({"data": {"root": root}}).completed(subject.experiment)
         dataset, split = load_judged(examination, subject.experiment)
+        if images > len(split):
+            raise InputError("images", images, f"{dataset.name} has {len(split)} test images")
         network = subject.build(dataset.shape, len(dataset.classes)).to(device).eval()
         threat = examination.threat
         assert threat.norm is not None
         assert threat.eps is not None
         pixels, labels = split.tensors()
-        return Judged(subject.name, network, pixels[: len(split)], labels, Threat(threat.norm, threat.eps))
+        return Judged(subject.name, network, pixels[:images], labels[:images], Threat(threat.norm, threat.eps))
 
 
 def measure_autoattack(judged: Judged, rounds: int, effort: Effort, device: torch.device) -> list[Finding]:

@@ -51,7 +51,8 @@ class Subject:
     """A trained network with the images to attack.
 
     network : on the device, in eval mode; never changed: take a :meth:`fresh` one to train.
-    images, labels : float32 (N, C, H, W) in [0, 1] and int64 (N,), on the device.
+    images, labels : float32 (N, C, H, W) in [0, 1] and int64 (N,), on the device; it was trained on them.
+    test_images, test_labels : others, on which it was not.
     precision : of our attacks and training forwards, as of a recipe.
     """
 
@@ -61,6 +62,8 @@ class Subject:
     network: nn.Module
     images: Tensor
     labels: Tensor
+    test_images: Tensor
+    test_labels: Tensor
 
     @staticmethod
     def train(scale: Scale, data: Mapping[str, Any], device: torch.device, precision: Precision) -> Subject:
@@ -85,7 +88,10 @@ class Subject:
                     optimizer.zero_grad()
                     loss.backward()
                     optimizer.step()
-        return Subject(scale, device, precision, network.eval(), images, labels)
+        pixels, numbers = dataset.test.tensors()
+        others = _resized(to_pixels(pixels[: scale.images].to(device)), scale.shape)
+        tested = numbers[: scale.images].to(device)
+        return Subject(scale, device, precision, network.eval(), images, labels, others, tested)
 
     @property
     def low_attack(self) -> dict[str, Any]:
