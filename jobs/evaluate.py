@@ -19,7 +19,7 @@ from typing import Any
 from distsens.command_line import as_lists, parse_flags, run_job, show_help, take_options
 from distsens.errors import InputError
 from distsens.examination import Examination
-from distsens.experiment import merge
+from distsens.experiment import Experiment, merge
 
 
 @dataclass(frozen=True)
@@ -61,6 +61,8 @@ def main(arguments: Sequence[str]) -> int:
             raise InputError("claim" if path == options.claim else "summary", path, "its folder does not exist")
     if len(models) > 1 and (options.claim or options.resume or options.verify):
         raise InputError("model", models, "one model, for a claim or to resume")
+    if options.resume is not None and models:
+        raise InputError("model", models[0], "leave it out: an evaluation is resumed with the model that it began with")
     if options.resume is None and not models:
         raise InputError("model", None, "name one: a run, a checkpoint, runs:/..., models:/... or a file of weights")
     return _evaluate(options, models, changes)
@@ -91,6 +93,7 @@ def _evaluate(options: Options, models: Sequence[str], changes: dict[str, Any]) 
         run_examination,
     )
     from distsens.distributed.examination_preflight import check_examination
+    from distsens.distributed.preflight import storage_url
     from distsens.distributed.verification import check_judges_claim, fields_to_verify, read_claim
     from distsens.evaluation import verify
     from distsens.report import EvaluationView, show_evaluation, show_models
@@ -99,7 +102,8 @@ def _evaluate(options: Options, models: Sequence[str], changes: dict[str, Any]) 
     claim = None if options.verify is None else read_claim(options.verify)
     resumed = None
     if options.resume is not None:
-        resumed = find_evaluation(options.resume, _storage(changes))
+        places = Examination.parse({key: changes[key] for key in ("storage",) if key in changes})
+        resumed = find_evaluation(options.resume, storage_url(Experiment(storage=places.storage)))
         if claim is not None:
             check_judges_claim(claim, resumed.examination, options.resume)
         fields = [merge(resumed.examination.model_dump(mode="json"), changes)]
@@ -146,11 +150,6 @@ def _evaluate(options: Options, models: Sequence[str], changes: dict[str, Any]) 
     documents = [summary.to_dict() for summary in summaries]
     _write(options.summary, documents[0] if len(documents) == 1 else documents)
     return code
-
-
-def _storage(changes: dict[str, Any]) -> str:
-    path = (changes.get("storage") or {}).get("path")
-    return "runs" if path is None else str(path)
 
 
 def _write(path: str | None, document: object) -> None:

@@ -2,28 +2,38 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
 import pytest
 from mlflow import MlflowClient
 
-from distsens.distributed.examination_driver import StoredEvaluation, ended_whatever_happens, evaluation_name
+from distsens.distributed.examination_driver import (
+    StoredEvaluation,
+    check_same,
+    ended_whatever_happens,
+    evaluation_name,
+)
+from distsens.distributed.examination_preflight import CheckedExamination
 from distsens.errors import InputError
+from distsens.evaluation import Architecture, Subject
 from distsens.examination import Examination
+from distsens.experiment import Workers
 from distsens.storage import open_place
+from distsens.suite import load_judged
 from distsens.tracking import TrackedRun
 
 
 def stored(folder: Path, **changes: Any) -> StoredEvaluation:
     known = {
+        "examination": Examination(),
         "mlflow_run_id": "abc",
         "model_sha256": "a" * 64,
         "source_sha256": None,
         "data_digest": "d" * 64,
-        **changes,
     }
-    return StoredEvaluation("evaluate-net", open_place(str(folder)), Examination(), **known)
+    return StoredEvaluation("evaluate-net", open_place(str(folder)), **{**known, **changes})
 
 
 def test_a_run_does_not_stay_running_whatever_raises(tmp_path: Path) -> None:
@@ -41,6 +51,51 @@ def test_every_model_has_a_name_that_storage_takes(tmp_path: Path, model: str) -
     place = open_place(str(tmp_path)).child(evaluation_name(model))
     place.child("ledger")
     assert evaluation_name("my net").startswith("evaluate-my-net-")
+
+
+def subject(weights: bytes) -> Subject:
+    return Subject("net", "net.pt", Architecture("lenet5"), weights)
+
+
+def checked(**changes: Any) -> CheckedExamination:
+    examination = Examination.parse({"data": {"name": "digits", "limit": 5}, "threat": {"norm": "linf", "eps": 0.1}})
+    dataset, split = load_judged(examination, None)
+    known = {
+        "examination": examination,
+        "subject": subject(b"weights"),
+        "source": subject(b"another's"),
+        "dataset": dataset,
+        "split": split,
+        "storage": open_place("runs"),
+        "tracking_uri": "",
+        "artifact_root": None,
+        "baseline": None,
+        "warnings": (),
+    }
+    return CheckedExamination(**{**known, **changes})
+
+
+def test_an_evaluation_goes_on_with_the_same_models_images_and_examination_only(tmp_path: Path) -> None:
+    now = checked()
+    assert now.source is not None
+    before = stored(
+        tmp_path,
+        examination=now.examination,
+        model_sha256=now.subject.sha256,
+        source_sha256=now.source.sha256,
+        data_digest=now.data_digest,
+    )
+    check_same(before, now)
+    check_same(before, checked(examination=now.examination.model_copy(update={"workers": Workers(num=7)})))
+    for other, what in (
+        ({"subject": subject(b"other")}, "model is"),
+        ({"source": subject(b"other")}, "model that transfer names is"),
+        ({"source": None}, "model that transfer names is"),
+        ({"examination": now.examination.model_copy(update={"seed": 1})}, "examination is"),
+        ({"dataset": dataclasses.replace(now.dataset, test=now.dataset.validation)}, "images is"),
+    ):
+        with pytest.raises(InputError, match=f"resume: got 'evaluate-net'; the {what} another than when it began"):
+            check_same(before, checked(**other))
 
 
 def test_a_damaged_ledger_is_named_before_anything_goes_on(tmp_path: Path) -> None:

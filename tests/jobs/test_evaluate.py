@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from distsens.assembly import load_data
 from distsens.attacks import Threat, pgd
 from distsens.experiment import Experiment
 from distsens.models.lenet import lenet5
+from distsens.storage import open_place
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(300)]
 
@@ -142,18 +144,30 @@ def test_saved_pairs_are_the_images_and_examples_that_the_ledger_speaks_of(
     assert ((predicted == pairs["labels"]) == rows["broken_by"].isna()).all()
 
 
-def test_two_examiners_of_which_one_is_killed_find_the_same(
-    judged: tuple[Any, dict[str, Any]], job: Any, arguments: list[str]
+def test_two_examiners_of_which_one_is_killed_find_the_same_and_keep_it_in_a_bucket(
+    judged: tuple[Any, dict[str, Any]],
+    job: Any,
+    arguments: list[str],
+    moto: dict[str, str],
+    use_s3: Callable[[Mapping[str, str]], str],
 ) -> None:
-    summary = job.folder / "summary.json"
+    summary, bucket = job.folder / "summary.json", use_s3(moto)
+    job.storage_url, job.environment = f"{bucket}/runs", {**job.environment, **moto}
     process = job.start(
         *arguments, *("--attacks", "pgd", "apgd-ce", "apgd-t", "--eps-curve", "0.02", "0.08", "0.2"),
         *("--corruptions", "brightness", "--workers.num", "2", "--summary", str(summary)),
+        *("--save-examples", f"{bucket}/pairs", "--baseline", str(judged[0].folder / "summary-0.json")),
     )  # fmt: skip
     process.wait_for("judging")
     os.kill(an_examiner(process.popen.pid), signal.SIGKILL)
     assert process.end() == 0, process.output
-    pd.testing.assert_frame_equal(ledger_of(json.loads(summary.read_text())), ledger_of(judged[1]))
+    found = json.loads(summary.read_text())
+    assert found["storage"] == f"{bucket}/runs/{found['run']}"
+    content = open_place(found["storage"]).get("ledger.parquet")
+    pd.testing.assert_frame_equal(pd.read_parquet(io.BytesIO(content)), ledger_of(judged[1]))
+    assert found["mean_corruption_error"] == 1.0, "relative to itself"
+    pairs = open_place(f"{bucket}/pairs/{found['run']}")
+    assert pairs.keys() == ["pairs-00000.npz", "pairs-00001.npz", "pairs-00002.npz", "pairs-00003.npz", "pairs.json"]
 
 
 def test_a_killed_driver_is_resumed_after_its_last_shard(

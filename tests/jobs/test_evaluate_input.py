@@ -60,6 +60,11 @@ def run(run_here: Run, tmp_path: Path) -> Run:
         (f"{GIVEN} --verify claim.json", "error: verify: got 'claim.json'; must hold a claim; it lacks"),
         (f"{GIVEN} --nonsense 1", "nonsense"),
         ("--resume nothing", "error: resume: got 'nothing'"),
+        (
+            "--resume x --model net.safetensors",
+            "error: model: got 'net.safetensors'; leave it out: an evaluation is resumed",
+        ),
+        ("--resume x --model.address a b", "error: model"),
     ],
 )
 def test_wrong_input_is_one_line_and_exit_code_2(run: Run, tmp_path: Path, arguments: str, says: str) -> None:
@@ -68,6 +73,16 @@ def test_wrong_input_is_one_line_and_exit_code_2(run: Run, tmp_path: Path, argum
     assert says in error, error
     assert error.count("\n") == 1, error
     assert {path.name for path in tmp_path.iterdir()} == THERE
+
+
+def test_a_submitted_job_resumes_by_name_where_submitted_jobs_keep_their_runs(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    assert f"in {(tmp_path / 'runs' / 'x').as_uri()}" in run("--resume", "x")[2]
+    assert f"in {(tmp_path / 'there' / 'x').as_uri()}" in run("--resume", "x", "--storage.path", "there")[2]
+    monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", json.dumps({"metadata": {"job_submission_id": "raysubmit_1"}}))
+    assert f"in {(tmp_path / 'home' / 'distsens' / 'runs' / 'x').as_uri()}" in run("--resume", "x")[2]
 
 
 def test_a_dry_run_checks_everything_and_leaves_nothing(run: Run, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""The training job submitted to a running Ray cluster, from a clean clone."""
+"""The training and evaluation jobs submitted to a running Ray cluster, from a clean clone."""
 
 from __future__ import annotations
 
@@ -49,11 +49,16 @@ class Head:
         )
 
     def submit(
-        self, *arguments: str, wait: bool = True, options: Sequence[str] = (), **environment: str
+        self,
+        *arguments: str,
+        wait: bool = True,
+        script: str = "train.py",
+        options: Sequence[str] = (),
+        **environment: str,
     ) -> subprocess.CompletedProcess[str]:
         """``ray job submit --working-dir . -- python jobs/train.py ...`` in the clean clone."""
         options = ["--address", self.dashboard, "--working-dir", ".", *([] if wait else ["--no-wait"]), *options]
-        return self.ray("job", "submit", *options, "--", "python", "jobs/train.py", *arguments, **environment)
+        return self.ray("job", "submit", *options, "--", "python", f"jobs/{script}", *arguments, **environment)
 
     def runs(self) -> list[Run]:
         """In the store that a submitted job uses by default, newest first."""
@@ -236,6 +241,22 @@ def test_a_job_is_submitted_to_a_head_without_tokens(start_head: StartHead, quic
         done = cluster.submit(*quick, "--training.epochs", "1")
         assert done.returncode == 0, done.stdout + done.stderr
         assert cluster.statuses() == ["FINISHED"]
+
+        storage, summary = cluster.home / "distsens" / "runs", cluster.home / "summary.json"
+        (run,) = [path.parent for path in storage.glob("*/run.json")]
+        effort = ("--data.limit", "8", "--pgd.steps", "2", "--pgd.restarts", "1", "--workers.num", "2", "--shard", "4")
+        judged = cluster.submit(
+            *("--model", f"{run}#best", f"{run}#last", "--attacks", "pgd", "transfer", "--transfer", f"{run}#last"),
+            *(*effort, "--summary", str(summary)),
+            script="evaluate.py",
+        )
+        assert judged.returncode == 0, judged.stdout + judged.stderr
+        assert cluster.statuses() == ["FINISHED"] * 3
+        both = json.loads(summary.read_text())
+        assert [one["model"]["address"] for one in both] == [f"{run}#best", f"{run}#last"]
+        assert {one["storage"] for one in both} == {path.as_uri() for path in storage.glob("evaluate-*")}
+        assert [list(one["after_attack"]) for one in both] == [["pgd", "transfer"]] * 2
+        assert all(one["judged"] == 8 for one in both)
 
 
 def wait_for(holds: Callable[[], bool], seconds: float) -> None:
