@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+import torch
 from torch import nn
 
 from distsens.assembly import data_root
@@ -161,6 +164,26 @@ def build_judgement(examination: Examination, materials: Materials) -> Judgement
         batch_size=examination.batch_size,
         every_attack=examination.every_attack,
     )
+
+
+def attack_settings(attack: Any) -> dict[str, Any]:
+    """All settings of an attack, or another dataclass, as JSON holds them: its kind and its fields.
+
+    Models and images are left out: who makes them known does so by digest.
+    """
+    found: dict[str, Any] = {"kind": type(attack).__name__}
+    for field in dataclasses.fields(attack):
+        value = getattr(attack, field.name)
+        if not field.repr or isinstance(value, nn.Module | Pool):
+            continue
+        if dataclasses.is_dataclass(value):
+            value = attack_settings(value)
+        elif isinstance(value, tuple):
+            value = list(value)
+        elif isinstance(value, torch.dtype) or callable(value):
+            value = getattr(value, "__name__", str(value))
+        found[field.name] = value
+    return found
 
 
 def build_probe_attack(examination: Examination) -> GradientAttack:

@@ -91,11 +91,11 @@ def _evaluate(options: Options, models: Sequence[str], changes: dict[str, Any]) 
         claim_of,
         find_evaluation,
         run_examination,
+        verify_with,
     )
     from distsens.distributed.examination_preflight import check_examination
     from distsens.distributed.preflight import storage_url
     from distsens.distributed.verification import check_judges_claim, fields_to_verify, read_claim
-    from distsens.evaluation import verify
     from distsens.report import EvaluationView, show_evaluation, show_models
 
     console = Console()
@@ -141,9 +141,9 @@ def _evaluate(options: Options, models: Sequence[str], changes: dict[str, Any]) 
             _write(options.summary, [one.to_dict() for one in summaries])
             return code
         if options.claim is not None:
-            _write(options.claim, claim_of(one, ledger, summary.seconds))
+            _write(options.claim, claim_of(one, ledger, summary))
         if claim is not None:
-            verification = verify(claim, ledger, model_sha256=one.subject.sha256, data_digest=one.data_digest)
+            verification = verify_with(claim, one, ledger)
             console.print(verification.sentence, style="bold", highlight=False, soft_wrap=True)
             code = code or int(not verification.holds)
     show_models(console, summaries)

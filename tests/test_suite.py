@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from distsens.suite import (
     ATTACKS,
     Materials,
     attack_names,
+    attack_settings,
     build_attacks,
     build_judgement,
     build_probe_attack,
@@ -99,6 +101,23 @@ def test_every_attack_of_the_list_stays_in_the_ball_and_breaks_a_classifier_with
     assert (build_threat(judged).distance(images, found.adversarial) <= judged.threat.eps + 1e-6).all()
     with torch.no_grad():
         assert (model(found.adversarial).argmax(1) != labels).all()
+
+
+def test_the_settings_of_every_attack_can_be_written_down_and_say_what_it_does() -> None:
+    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+    for name in ATTACKS:
+        ball = {"norm": "l2", "eps": 0.5}
+        judged = examination(attacks=[name], transfer="model" if name == "transfer" else None, threat=ball)
+        attack = build_attacks(judged, materials(source=model))[name]
+        found = attack_settings(attack)
+        assert json.loads(json.dumps(found)) == found
+        assert found["kind"] == type(attack).__name__
+        assert {"kind": "Threat", **ball} in (found.get("threat"), found.get("attack", {}).get("threat"))
+    apgd = attack_settings(built("apgd-t"))
+    assert (apgd["loss"], apgd["steps"], apgd["restarts"], apgd["targets"]) == ("dlr", 100, 1, 9)
+    assert attack_settings(built("square"))["queries"] == 5000
+    assert attack_settings(built("pgd-margin"))["attack"]["loss"] == "margin"
+    assert "pool" not in attack_settings(built("adaptive"))
 
 
 def test_gradient_attacks_take_the_steps_of_the_examination() -> None:

@@ -7,7 +7,7 @@ import secrets
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from distsens.distributed.examiners import Assignment, Examiners, share
 from distsens.distributed.provenance import package_versions, provenance_tags
 from distsens.distributed.signals import ignore_signals, signals_interrupt
 from distsens.errors import InputError
-from distsens.evaluation import Check, Ledger, make_claim
+from distsens.evaluation import Check, Ledger, Verification, make_claim, verify
 from distsens.examination import Examination
 from distsens.report import EvaluationSummary, EvaluationView, evaluation_figure
 from distsens.storage import Place, open_place, read_json, write_json
@@ -35,7 +35,10 @@ _LONGEST_NAME = 100
 
 @dataclass(frozen=True)
 class StoredEvaluation:
-    """An evaluation in storage: a folder with ``evaluation.json`` and a ledger for each shard that is done."""
+    """An evaluation in storage: a folder with ``evaluation.json`` and a ledger for each shard that is done.
+
+    seconds : that it took until the newest of these shards, in all sessions.
+    """
 
     name: str
     place: Place
@@ -44,6 +47,7 @@ class StoredEvaluation:
     model_sha256: str
     source_sha256: str | None
     data_digest: str
+    seconds: float = 0.0
 
     def save(self) -> None:
         """Write ``evaluation.json``, which makes the evaluation resumable."""
@@ -54,6 +58,7 @@ class StoredEvaluation:
             "model_sha256": self.model_sha256,
             "source_sha256": self.source_sha256,
             "data_digest": self.data_digest,
+            "seconds": self.seconds,
         }
         write_json(self.place, EVALUATION_FILE, document)
 
@@ -67,9 +72,10 @@ class StoredEvaluation:
                 raise InputError("resume", self.name, f"its {key} is damaged: {_cause(error)}") from None
         return found
 
-    def keep(self, number: int, ledger: Ledger) -> None:
-        """Store a shard's ledger."""
+    def keep(self, number: int, ledger: Ledger, seconds: float) -> None:
+        """Store a shard's ledger, and what the evaluation has taken until now."""
         self.place.put(f"ledger/shard-{number:05d}.parquet", ledger.to_parquet())
+        replace(self, seconds=seconds).save()
 
 
 def find_evaluation(name: str, storage_url: str) -> StoredEvaluation:
@@ -89,6 +95,7 @@ def find_evaluation(name: str, storage_url: str) -> StoredEvaluation:
         document["model_sha256"],
         document["source_sha256"],
         document["data_digest"],
+        document.get("seconds", 0.0),
     )
 
 
@@ -117,14 +124,15 @@ def run_examination(
         stack.enter_context(connected())
         caught = stack.enter_context(signals_interrupt())
         check_capacity_of_cluster(checked.examination.workers)
-        stored, tracked = _open(checked, resumed)
+        tags = provenance_tags(checked.examination.workers, "jobs/evaluate.py")
+        stored, tracked = _open(checked, resumed, tags)
         stack.enter_context(ended_whatever_happens(tracked))
         before = sum(len(part) for part in done.values())
         view.say(f"evaluation {stored.name}")
         view.say(f"storage {stored.place.url}")
         view.say(f"tracking {without_password(tracked.uri)} run {tracked.run_id}")
         try:
-            checks = _judge(checked, stored, done, view)
+            checks = _judge(checked, stored, done, view, began - stored.seconds)
             ledger = Ledger.join([done[number] for number in sorted(done)])
             stored.place.put("ledger.parquet", ledger.to_parquet())
             status, code = "finished", 0
@@ -152,7 +160,9 @@ def run_examination(
                 checks=checks,
                 warnings=checked.warnings,
                 baseline=checked.baseline,
-                seconds=time.monotonic() - began,
+                commit=tags["distsens.commit"],
+                seconds=stored.seconds + time.monotonic() - began,
+                seconds_now=time.monotonic() - began,
                 judged_now=sum(len(part) for part in done.values()) - before,
             )
             if status == "finished" and partial is not None:
@@ -161,21 +171,37 @@ def run_examination(
     return summary, partial if status == "finished" else None, code
 
 
-def claim_of(checked: CheckedExamination, ledger: Ledger, seconds: float) -> dict[str, Any]:
+def claim_of(checked: CheckedExamination, ledger: Ledger, summary: EvaluationSummary) -> dict[str, Any]:
     """What can be claimed of the model by this ledger."""
     return make_claim(
         ledger,
         examination=checked.examination.model_dump(mode="json"),
         model=_model(checked),
         data=_data(checked),
+        source_sha256=_source_sha256(checked),
+        settings=checked.attacks,
         versions=package_versions(),
-        seconds=seconds,
+        commit=summary.commit,
+        seconds=summary.seconds,
     )
 
 
-def _open(checked: CheckedExamination, resumed: StoredEvaluation | None) -> tuple[StoredEvaluation, TrackedRun]:
+def verify_with(claim: dict[str, Any], checked: CheckedExamination, ledger: Ledger) -> Verification:
+    """What this examination's ledger says of a claim."""
+    return verify(
+        claim,
+        ledger,
+        model=_model(checked),
+        data_digest=checked.data_digest,
+        source_sha256=_source_sha256(checked),
+        settings=checked.attacks,
+    )
+
+
+def _open(
+    checked: CheckedExamination, resumed: StoredEvaluation | None, tags: dict[str, str]
+) -> tuple[StoredEvaluation, TrackedRun]:
     examination, subject = checked.examination, checked.subject
-    tags = provenance_tags(examination.workers, "jobs/evaluate.py")
     if resumed is not None:
         return resumed, TrackedRun.reopen(checked.tracking_uri, resumed.mlflow_run_id)
     name = evaluation_name(subject.name)
@@ -221,9 +247,12 @@ def ended_whatever_happens(tracked: TrackedRun) -> Iterator[None]:
 
 
 def _judge(
-    checked: CheckedExamination, stored: StoredEvaluation, done: dict[int, Ledger], view: EvaluationView
+    checked: CheckedExamination, stored: StoredEvaluation, done: dict[int, Ledger], view: EvaluationView, began: float
 ) -> list[Check]:
-    """Have every shard judged that is not done yet; the diagnostics' checks, if they are wanted."""
+    """Have every shard judged that is not done yet; the diagnostics' checks, if they are wanted.
+
+    ``began`` is when it would have begun if its sessions followed one another without a pause.
+    """
     examination, dataset = checked.examination, checked.dataset
     images, labels = share(checked.split)
     pool_images, pool_labels = share(pool(dataset))
@@ -255,7 +284,7 @@ def _judge(
     for found in examiners.examine(shards, _SECONDS_BETWEEN_LOOKS):
         if found is not None:
             number, ledger = found
-            stored.keep(number, ledger)
+            stored.keep(number, ledger, time.monotonic() - began)
             done[number] = ledger
         view.judged(Ledger.join(list(done.values())) if done else None)
     return [] if diagnosed is None else ray.get(diagnosed)
@@ -283,7 +312,20 @@ def _record(summary: EvaluationSummary, ledger: Ledger, tracked: TrackedRun) -> 
 
 
 def _model(checked: CheckedExamination) -> dict[str, Any]:
-    return {"name": checked.subject.name, "address": checked.subject.address, "sha256": checked.subject.sha256}
+    subject, training = checked.subject, checked.subject.experiment
+    return {
+        "name": subject.name,
+        "address": subject.address,
+        "run": subject.run,
+        "sha256": subject.sha256,
+        # As JSON has it, to be compared with what is read from there.
+        "architecture": {
+            **asdict(subject.architecture),
+            "mean": list(subject.architecture.mean),
+            "std": list(subject.architecture.std),
+        },
+        "additional_data": None if training is None else training.data.extra is not None,
+    }
 
 
 def _data(checked: CheckedExamination) -> dict[str, Any]:

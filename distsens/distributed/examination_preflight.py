@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 
@@ -18,7 +19,7 @@ from distsens.evaluation import Pool, Subject, find_subject, inspect
 from distsens.examination import Examination
 from distsens.experiment import Experiment
 from distsens.storage import Place, open_place
-from distsens.suite import Materials, build_judgement, families, load_judged
+from distsens.suite import Materials, attack_settings, build_judgement, families, load_judged
 from distsens.tracking import check_tracking
 
 _INSPECTED = 64
@@ -29,7 +30,7 @@ class CheckedExamination:
     """What the check found: the model, the images, and where things will be kept.
 
     examination : with nothing left out any more. baseline : error rates that mCE is relative to.
-    warnings : what the verdicts are to be read with.
+    attacks : their settings by name, see `attack_settings`. warnings : what the verdicts are to be read with.
     """
 
     examination: Examination
@@ -41,6 +42,7 @@ class CheckedExamination:
     tracking_uri: str
     artifact_root: str | None
     baseline: dict[str, list[float]] | None
+    attacks: dict[str, dict[str, Any]]
     warnings: tuple[str, ...]
 
     @property
@@ -82,7 +84,8 @@ def check_examination(examination: Examination, tell: Callable[[str], None] = la
     count = min(_INSPECTED, len(split))
     images, labels = split.tensors()
     pixels = to_pixels(images[slice(0, count)])
-    build_judgement(examination, Materials(classes, subject.experiment, Pool(pixels, labels[:count]), other))
+    materials = Materials(classes, subject.experiment, Pool(pixels, labels[:count]), other)
+    judgement = build_judgement(examination, materials)
     warnings = inspect(network, pixels, labels[:count], classes)
     storage.check_writable()
     if examination.examples is not None:
@@ -98,6 +101,7 @@ def check_examination(examination: Examination, tell: Callable[[str], None] = la
         uri,
         artifacts,
         _baseline(examination),
+        {name: attack_settings(attack) for name, attack in judgement.attacks.items()},
         (*subject.notices, *warnings),
     )
 

@@ -14,7 +14,7 @@ from distsens.errors import InputError
 from distsens.evaluation.ledger import Ledger, Proportion
 from distsens.experiment import Count, Number
 
-FORMAT = 1
+FORMAT = 2
 _TOLERANCE = 0.003
 _ROUNDING = 1e-9
 
@@ -34,12 +34,14 @@ class _Stated(_Part):
 
 
 class _Attack(_Part):
+    settings: dict[str, Any]
     standing: _Stated
 
 
 class _Model(_Part):
     name: str
     sha256: str
+    architecture: dict[str, Any]
 
 
 class _Data(_Part):
@@ -65,6 +67,7 @@ class _Examination(_Part):
 class _Claim(_Part):
     examination: _Examination
     model: _Model
+    source_sha256: str | None
     data: _Data
     threat: dict[str, Any]
     attacks: dict[str, _Attack]
@@ -86,23 +89,40 @@ def make_claim(
     *,
     examination: Mapping[str, Any],
     model: Mapping[str, Any],
+    source_sha256: str | None,
     data: Mapping[str, Any],
+    settings: Mapping[str, Mapping[str, Any]],
     versions: Mapping[str, str],
+    commit: str,
     seconds: float,
 ) -> dict[str, Any]:
     """What `distsens` claims of a classifier, as a JSON document.
 
-    Beside the fields that RobustBench's entries have (threat model, clean and robust accuracy, attacks) it says what
-    another person needs in order to check them: digests of weights and data, seed, versions, cost, and which images
-    were classified right and which withstood every attack, as hexadecimal digits of four images each, the first one
-    highest.
+    Beside the fields that RobustBench's entries have (architecture, additional data, threat model, clean and robust
+    accuracy, attacks) it says what another person needs in order to check them: digests of weights and data, every
+    attack's settings, seed, commit and versions, cost, and which images were classified right and which withstood every
+    attack, as hexadecimal digits of four images each, the first one highest.
+
+    Parameters
+    ----------
+    examination : all of its fields.
+    model : ``name``, ``sha256``, ``architecture`` and what else is known.
+    source_sha256 : of the weights of the model that transferred examples are made on.
+    data : ``name``, ``split``, ``images`` and ``digest``.
+    settings : of the attacks, by name.
+    versions, commit : of what judged.
+    seconds : that it took.
     """
     return {
         "format": FORMAT,
         "model": dict(model),
+        "source_sha256": source_sha256,
         "data": dict(data),
         "threat": dict(examination["threat"]),
-        "attacks": {name: {"standing": proportion(after)} for name, after in ledger.after_attack.items()},
+        "attacks": {
+            name: {"settings": dict(settings[name]), "standing": proportion(after)}
+            for name, after in ledger.after_attack.items()
+        },
         "images": len(ledger),
         "clean_accuracy": proportion(ledger.clean),
         "robust_accuracy": proportion(ledger.robust),
@@ -111,6 +131,7 @@ def make_claim(
         "evaluations": ledger.spent,
         "seconds": seconds,
         "versions": dict(versions),
+        "commit": commit,
         "examination": dict(examination),
     }
 
@@ -120,7 +141,7 @@ def check_claim(document: object, path: str) -> dict[str, Any]:
 
     Every number is counted again from the images that it lists, and what it says of threat, attacks and data must be
     what its examination says, as that is what is judged anew. Digests and verdicts are for :func:`verify`; what it
-    cost, the versions and the names of model and authors remain the word of who made it.
+    cost, versions, commit, the model's name and whether it saw additional data remain the word of who made it.
 
     Raises
     ------
@@ -205,7 +226,7 @@ class Verification:
 
     @property
     def holds(self) -> bool:
-        """No digest differs, and at most 0.3 % of the images (one at least may, by rounding) are overclaimed."""
+        """Nothing else differs, and at most 0.3 % of the images (one at least may, by rounding) are overclaimed."""
         return not self.faults and self.overclaimed <= max(1, round(_TOLERANCE * self.images))
 
     @property
@@ -220,16 +241,30 @@ class Verification:
         return f"the claim {'holds' if self.holds else 'does not hold'}: {counts}"
 
 
-def verify(claim: Mapping[str, Any], ledger: Ledger, *, model_sha256: str, data_digest: str) -> Verification:
-    """Compare a claim with a ledger of some of its images."""
+def verify(
+    claim: Mapping[str, Any],
+    ledger: Ledger,
+    *,
+    model: Mapping[str, Any],
+    data_digest: str,
+    source_sha256: str | None,
+    settings: Mapping[str, Mapping[str, Any]],
+) -> Verification:
+    """Compare a claim with a ledger of some of its images; the other parameters are as for :func:`make_claim`."""
     faults = [
-        f"{what} has SHA-256 {found[:12]}, claimed is {claim[section][key][:12]}"
-        for what, section, key, found in (
-            ("the model", "model", "sha256", model_sha256),
-            ("the data", "data", "digest", data_digest),
+        f"{what} has SHA-256 {(found or 'none')[:12]}, claimed is {(claimed or 'none')[:12]}"
+        for what, claimed, found in (
+            ("the model", claim["model"]["sha256"], model["sha256"]),
+            ("the data", claim["data"]["digest"], data_digest),
+            ("the model that transfer names", claim["source_sha256"], source_sha256),
         )
-        if found != claim[section][key]
+        if found != claimed
     ]
+    if (architecture := claim["model"]["architecture"]) != model["architecture"]:
+        faults.append(f"the architecture is {model['architecture']}, claimed is {architecture}")
+    for name, attack in claim["attacks"].items():
+        if attack["settings"] != settings[name]:
+            faults.append(f"{name} has the settings {settings[name]}, claimed are {attack['settings']}")
     right, standing = (_flags(claim[key], claim["images"]) for key in ("right", "standing"))
     over = under = 0
     for image, label, prediction, stands in zip(

@@ -34,7 +34,8 @@ class EvaluationSummary:
     message : why it is not finished.
     run, storage, mlflow_uri, mlflow_run_id : where it is kept and tracked.
     examination : everything that decides it, with defaults filled in.
-    model, data : what was judged, with SHA-256.
+    model, data : what was judged, with SHA-256; of the model also its ``architecture``, the ``run`` that trained it, and
+        whether it saw ``additional_data``, null where nobody knows.
     images, judged : in the split; of them done.
     clean_accuracy, robust_accuracy : the latter in the worst case over all attacks.
     after_attack : robust accuracy after each attack and those before it.
@@ -48,7 +49,8 @@ class EvaluationSummary:
     diagnostics : the checks for gradient masking: ``name``, ``passed``, ``values``, ``sentence``.
     violations : examples outside the ball or [0, 1], which did not count.
     warnings : what the verdicts are to be read with.
-    seconds, workers, images_per_second : what it took.
+    commit : of the code that judged.
+    seconds, workers, images_per_second : what it took, in all sessions; the rate is the last one's.
     """
 
     status: Literal["finished", "failed", "interrupted"]
@@ -74,6 +76,7 @@ class EvaluationSummary:
     diagnostics: list[Json]
     violations: int
     warnings: list[str]
+    commit: str
     seconds: float
     workers: int
     images_per_second: float
@@ -86,6 +89,7 @@ class EvaluationSummary:
         classes: Sequence[str],
         warnings: Sequence[str],
         seconds: float,
+        seconds_now: float,
         judged_now: int,
         baseline: ErrorRates | None,
         **known: Any,
@@ -128,7 +132,7 @@ class EvaluationSummary:
             warnings=list(warnings),
             seconds=seconds,
             workers=known["examination"]["workers"]["num"],
-            images_per_second=judged_now / seconds,
+            images_per_second=judged_now / seconds_now,
         )
 
     def to_dict(self) -> Json:

@@ -14,10 +14,11 @@ from distsens.distributed.examination_driver import (
     check_same,
     ended_whatever_happens,
     evaluation_name,
+    find_evaluation,
 )
 from distsens.distributed.examination_preflight import CheckedExamination
 from distsens.errors import InputError
-from distsens.evaluation import Architecture, Subject
+from distsens.evaluation import Architecture, Ledger, Subject
 from distsens.examination import Examination
 from distsens.experiment import Workers
 from distsens.storage import open_place
@@ -46,6 +47,16 @@ def test_a_run_does_not_stay_running_whatever_raises(tmp_path: Path) -> None:
     assert run.data.tags["distsens.outcome"] == "nobody thought of this"
 
 
+def test_seconds_of_all_sessions_are_kept_with_every_shard(tmp_path: Path) -> None:
+    evaluation = stored(tmp_path)
+    evaluation.save()
+    assert find_evaluation(str(tmp_path), "").seconds == 0.0
+    evaluation.keep(0, Ledger.of({"image": [0], "broken_by": [None]}), 12.5)
+    again = find_evaluation(str(tmp_path), "")
+    assert again.seconds == 12.5
+    assert list(again.shards()) == [0]
+
+
 @pytest.mark.parametrize("model", ["my net", "Ünïversal/net:3", "n" * 300, "", "resnet-18.v2"])
 def test_every_model_has_a_name_that_storage_takes(tmp_path: Path, model: str) -> None:
     place = open_place(str(tmp_path)).child(evaluation_name(model))
@@ -70,6 +81,7 @@ def checked(**changes: Any) -> CheckedExamination:
         "tracking_uri": "",
         "artifact_root": None,
         "baseline": None,
+        "attacks": {},
         "warnings": (),
     }
     return CheckedExamination(**{**known, **changes})

@@ -28,12 +28,15 @@ def claim(**changes: Any) -> dict[str, Any]:
     """Of a model that is never wrong."""
     everything = proportion(Proportion(400, 400))
     return {
-        "format": 1,
+        "format": 2,
         "examination": CLAIMED.model_dump(mode="json"),
-        "model": {"name": "net", "sha256": "a" * 64},
+        "model": {"name": "net", "sha256": "a" * 64, "architecture": {"name": "lenet5"}},
+        "source_sha256": None,
         "data": {"name": "mnist", "split": "test", "images": 400, "digest": "d" * 64},
         "threat": {"norm": "linf", "eps": 0.3},
-        "attacks": {name: {"standing": everything} for name in ("apgd-ce", "apgd-t", "fab-t", "square")},
+        "attacks": {
+            name: {"settings": {}, "standing": everything} for name in ("apgd-ce", "apgd-t", "fab-t", "square")
+        },
         "images": 400,
         "clean_accuracy": everything,
         "robust_accuracy": everything,

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import Any
 
 import pandas as pd
@@ -32,22 +33,30 @@ def ledger(fates: list[int]) -> Ledger:
     )
 
 
+MODEL = {"name": "net", "sha256": "a" * 64, "architecture": {"name": "lenet5", "std": [0.5]}, "additional_data": False}
+SETTINGS = {"pgd": {"kind": "LastIterate", "attack": {"steps": 40}}}
+
+
 def claim(fates: list[int]) -> dict[str, Any]:
     made = make_claim(
         ledger(fates),
         examination=Examination.parse(
             {"threat": {"norm": "linf", "eps": 0.3}, "data": {"name": "mnist"}, "attacks": ["pgd"]}
         ).model_dump(mode="json"),
-        model={"name": "net", "sha256": "a" * 64},
+        model=MODEL,
+        source_sha256="b" * 64,
         data={"name": "mnist", "split": "test", "images": len(fates), "digest": "d" * 64},
+        settings=SETTINGS,
         versions={"torch": "2"},
+        commit="c0ffee",
         seconds=1.0,
     )
     return check_claim(json.loads(json.dumps(made)), "claim.json")
 
 
-def verdict(claimed: list[int], found: list[int], **changes: str) -> Any:
-    return verify(claim(claimed), ledger(found), **{"model_sha256": "a" * 64, "data_digest": "d" * 64, **changes})
+def verdict(claimed: list[int], found: list[int], **changes: Any) -> Any:
+    known = {"model": MODEL, "data_digest": "d" * 64, "source_sha256": "b" * 64, "settings": SETTINGS}
+    return verify(claim(claimed), ledger(found), **{**known, **changes})
 
 
 @given(st.lists(st.integers(0, 2), min_size=1, max_size=40))
@@ -66,17 +75,33 @@ def test_images_that_do_not_stand_refute_a_claim_and_those_that_do_not_fall_do_n
     assert verdict([2] * 1000, [2] * 997 + [1] * 3).holds, "0.3 % is rounding between machines"
 
 
-@pytest.mark.parametrize("changes", [{"model_sha256": "b" * 64}, {"data_digest": "e" * 64}])
-def test_another_model_and_other_images_refute_a_claim(changes: dict[str, str]) -> None:
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"model": {**MODEL, "sha256": "e" * 64}}, "the model has SHA-256 eeeeeeeeeeee, claimed is aaaaaaaaaaaa"),
+        ({"data_digest": "e" * 64}, "the data has SHA-256 eeeeeeeeeeee"),
+        ({"source_sha256": None}, "the model that transfer names has SHA-256 none, claimed is bbbbbbbbbbbb"),
+        ({"model": {**MODEL, "architecture": {"name": "lenet5", "std": [1.0]}}}, "the architecture is"),
+        ({"settings": {"pgd": {"kind": "LastIterate", "attack": {"steps": 4}}}}, "pgd has the settings .* 4"),
+    ],
+)
+def test_another_model_other_images_and_other_attacks_refute_a_claim(changes: dict[str, Any], says: str) -> None:
     checked = verdict([2] * 10, [2] * 10, **changes)
     assert not checked.holds
-    assert "SHA-256" in checked.sentence
+    assert re.match(f"the claim does not hold: {says}", checked.sentence)
+
+
+def test_a_claim_says_what_a_leaderboard_asks_and_what_it_was_made_by() -> None:
+    made = claim([2, 1])
+    assert made["model"] == MODEL
+    assert made["attacks"]["pgd"]["settings"] == SETTINGS["pgd"]
+    assert (made["commit"], made["source_sha256"], made["seconds"]) == ("c0ffee", "b" * 64, 1.0)
 
 
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        ({"format": 2}, "format 2"),
+        ({"format": 1}, "format 1"),
         ({"standing": None}, "lacks standing"),
         ({"threat": None}, "lacks threat"),
         ({"model": {"name": "net"}}, "lacks model.sha256"),

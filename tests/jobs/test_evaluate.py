@@ -196,7 +196,9 @@ def test_a_killed_driver_is_resumed_after_its_last_shard(
     before = {path: path.stat().st_mtime_ns for path in done}
     assert len(before) < IMAGES // 10
     evaluation = done[0].parents[1]
+    until_then = json.loads((evaluation / "evaluation.json").read_text())["seconds"]
     summary = job.finish("--resume", str(evaluation))
+    assert summary["seconds"] > until_then > 0
     assert {path: path.stat().st_mtime_ns for path in before} == before, "a finished shard was judged again"
     pd.testing.assert_frame_equal(ledger_of(summary), ledger_of(judged[1]))
 
@@ -210,6 +212,9 @@ def test_a_claim_is_verified_and_a_false_one_is_refuted(
     assert honest.popen.returncode == 0, honest.output
     assert "the claim holds: of 30 images judged anew, 0 are claimed" in honest.output
     claim = json.loads(path.read_text())
+    assert claim["model"]["architecture"]["name"] == "lenet5"
+    assert claim["attacks"]["pgd"]["settings"]["attack"]["steps"] == 40
+    assert (claim["commit"], claim["model"]["additional_data"]) == (judged[1]["commit"], None)
     claim["standing"], claim["robust_accuracy"] = claim["right"], claim["clean_accuracy"]
     for attack in claim["attacks"].values():
         attack["standing"] = claim["clean_accuracy"]

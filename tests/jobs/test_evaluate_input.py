@@ -23,7 +23,7 @@ def run(run_here: Run, tmp_path: Path) -> Run:
     """Run the job in a folder with weights of a LeNet-5."""
     torch.manual_seed(0)
     safetensors.torch.save_file(lenet5(shape=(1, 8, 8), classes=10).state_dict(), tmp_path / "net.safetensors")
-    (tmp_path / "claim.json").write_text(json.dumps({"format": 1}))
+    (tmp_path / "claim.json").write_text(json.dumps({"format": 2}))
     for name, errors in (("no-errors", [0.0] * 5), ("short", [0.1]), ("percent", [10.0] * 5)):
         (tmp_path / f"{name}.json").write_text(json.dumps({"corruption_errors": {"fog": errors}}))
     return partial(run_here, "evaluate")

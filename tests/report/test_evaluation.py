@@ -51,7 +51,9 @@ def summary(found: Ledger | None, **changes: Any) -> EvaluationSummary:
         "classes": ("even", "odd"),
         "checks": [Check("zero gradient", False, {"vanished": 0.5}, "The gradient vanishes.")],
         "warnings": ["the model is random"],
-        "seconds": 20.0,
+        "commit": "c0ffee",
+        "seconds": 50.0,
+        "seconds_now": 20.0,
         "judged_now": 10,
         **changes,
     }
