@@ -82,6 +82,23 @@ def take_options(kind: type[T], flags: dict[str, Any]) -> T:
     return kind(**given)
 
 
+def check_output(field: str, path: str) -> None:
+    """Refuse, before anything is started, the path of a file that could not be written at the end."""
+    target = Path(path).absolute()
+    if target.is_dir():
+        raise InputError(field, path, "it is a folder; name a file")
+    if not target.parent.is_dir():
+        raise InputError(field, path, "its folder does not exist")
+    existed = target.exists()
+    try:
+        with target.open("ab"):
+            pass
+        if not existed:
+            target.unlink()
+    except OSError as error:
+        raise InputError(field, path, f"it cannot be written: {error.strerror}") from None
+
+
 def show_help(description: str, *parts: object) -> NoReturn:
     """Print the flags of all parts (a job's options, an experiment), with defaults and one line on each; exit 0."""
     import tyro

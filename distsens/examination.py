@@ -70,7 +70,9 @@ class Examination(Section):
         "apgd-t, fab, fab-t, square, pgd, pgd-margin, mim, cw, deepfool, transfer, adaptive.",
     )
     pgd: GradientSteps = Field(GradientSteps(), description="PGD, its margin variant and MIM.")
-    transfer: str | None = Field(None, description="transfer: address of the model that examples are made on.")
+    transfer: str | None = Field(
+        None, description="transfer: address of the model that examples are made on; weights are of the judged network."
+    )
     every_attack: bool = Field(False, description="Run each attack on all images, not only on those still standing.")
     eps_curve: tuple[Number, ...] = Field((), description="Also measure robust accuracy at these radii (apgd-ce).")
     corruptions: tuple[str, ...] = Field((), description="Families of common corruptions, or all; severities 1 to 5.")

@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from distsens.command_line import parse_flags, run_job, show_help
+from distsens.command_line import check_output, parse_flags, run_job, show_help
 from distsens.errors import InputError
 from distsens.experiment import Data, Experiment, Precision
 
@@ -161,7 +161,7 @@ def _options(flags: dict[str, Any]) -> Options:
         if name in flags:
             path = flags[name]
             _check(name, path, isinstance(path, str), "it takes the path of a file")
-            _check(name, path, Path(path).absolute().parent.is_dir(), "its folder does not exist")
+            check_output(name, path)
     if "figure" in flags:
         suffix = Path(flags["figure"]).suffix
         _check("figure", flags["figure"], suffix in (".png", ".svg", ".pdf"), "it must end in .png, .svg or .pdf")

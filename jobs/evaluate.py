@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from distsens.command_line import as_lists, parse_flags, run_job, show_help, take_options
+from distsens.command_line import as_lists, check_output, parse_flags, run_job, show_help, take_options
 from distsens.errors import InputError
 from distsens.examination import Examination
 from distsens.experiment import Experiment, merge
@@ -40,7 +40,7 @@ class Options:
     """Store benign and adversarial pairs in this folder or s3:// address, in a folder named after the evaluation; the
     same as --examples."""
     summary: str | None = None
-    """Write the result to this file as JSON."""
+    """Write the result to this file as JSON; of several models, all results and the mean and spread over them."""
     dry_run: bool = False
     """Check model, data, attacks, storage and resources, then exit."""
 
@@ -56,9 +56,9 @@ def main(arguments: Sequence[str]) -> int:
     for name, section in (("factory", "model"), ("save_examples", "")):
         if (value := getattr(options, name)) is not None:
             changes = merge(changes, {section: {name: value}} if section else {"examples": value})
-    for path in (options.claim, options.summary):
-        if path is not None and not Path(path).absolute().parent.is_dir():
-            raise InputError("claim" if path == options.claim else "summary", path, "its folder does not exist")
+    for name, path in (("claim", options.claim), ("summary", options.summary)):
+        if path is not None:
+            check_output(name, path)
     if len(models) > 1 and (options.claim or options.resume or options.verify):
         raise InputError("model", models, "one model, for a claim or to resume")
     if options.resume is not None and models:
@@ -96,7 +96,7 @@ def _evaluate(options: Options, models: Sequence[str], changes: dict[str, Any]) 
     from distsens.distributed.examination_preflight import check_examination
     from distsens.distributed.preflight import storage_url
     from distsens.distributed.verification import check_judges_claim, fields_to_verify, read_claim
-    from distsens.report import EvaluationView, show_evaluation, show_models
+    from distsens.report import EvaluationView, show_evaluation, show_models, summary_document
 
     console = Console()
     claim = None if options.verify is None else read_claim(options.verify)
@@ -138,7 +138,7 @@ def _evaluate(options: Options, models: Sequence[str], changes: dict[str, Any]) 
             print(f"{summary.status}: {summary.message}", file=sys.stderr)
             place = summary.storage.removeprefix("file://")
             print(f"resume with: python jobs/evaluate.py --resume {place}", file=sys.stderr)
-            _write(options.summary, [one.to_dict() for one in summaries])
+            _write(options.summary, summary_document(summaries, len(checked)))
             return code
         if options.claim is not None:
             _write(options.claim, claim_of(one, ledger, summary))
@@ -147,8 +147,7 @@ def _evaluate(options: Options, models: Sequence[str], changes: dict[str, Any]) 
             console.print(verification.sentence, style="bold", highlight=False, soft_wrap=True)
             code = code or int(not verification.holds)
     show_models(console, summaries)
-    documents = [summary.to_dict() for summary in summaries]
-    _write(options.summary, documents[0] if len(documents) == 1 else documents)
+    _write(options.summary, summary_document(summaries, len(checked)))
     return code
 
 

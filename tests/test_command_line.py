@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,7 +10,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from distsens.command_line import WRONG_INPUT, as_lists, parse_flags, run_job, show_help
+from distsens.command_line import WRONG_INPUT, as_lists, check_output, parse_flags, run_job, show_help
 from distsens.errors import InputError
 from distsens.experiment import Experiment
 
@@ -212,3 +213,17 @@ def test_an_error_of_the_program_keeps_its_traceback(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr("sys.argv", ["job.py"])
     with pytest.raises(ZeroDivisionError):
         run_job(job)
+
+
+def test_a_file_that_cannot_be_written_is_refused_and_nothing_is_left_of_the_look(tmp_path: Path) -> None:
+    there = tmp_path / "there.json"
+    there.write_text("kept")
+    for path in (there, tmp_path / "new.json"):
+        check_output("summary", str(path))
+    assert [path.name for path in tmp_path.iterdir()] == ["there.json"]
+    assert there.read_text() == "kept"
+    for path, says in ((tmp_path, "it is a folder"), (tmp_path / "no" / "file", "its folder does not exist")):
+        with pytest.raises(InputError, match=f"summary: got '{path}'; {says}"):
+            check_output("summary", str(path))
+    with pytest.raises(InputError, match="it cannot be written"):
+        check_output("summary", "/proc/summary.json")

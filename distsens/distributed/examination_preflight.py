@@ -18,6 +18,7 @@ from distsens.errors import InputError
 from distsens.evaluation import Pool, Subject, find_subject, inspect
 from distsens.examination import Examination
 from distsens.experiment import Experiment
+from distsens.models import WEIGHTS_SUFFIXES
 from distsens.storage import Place, open_place
 from distsens.suite import Materials, attack_settings, build_judgement, families, load_judged
 from distsens.tracking import check_tracking
@@ -75,7 +76,7 @@ def check_examination(examination: Examination, tell: Callable[[str], None] = la
     examination = examination.completed(subject.experiment)
     if ("transfer" in examination.attacks) != (examination.transfer is not None):
         raise InputError("transfer", examination.transfer, "names a model if, and only if, transfer is an attack")
-    source = None if examination.transfer is None else find_subject(examination.transfer, tracking_uri=uri)
+    source = _source(examination, subject, uri)
     dataset, split = load_judged(examination, subject.experiment, tell)
     _check_radii(examination, dataset.shape)
     classes = len(dataset.classes)
@@ -104,6 +105,25 @@ def check_examination(examination: Examination, tell: Callable[[str], None] = la
         {name: attack_settings(attack) for name, attack in judgement.attacks.items()},
         (*subject.notices, *warnings),
     )
+
+
+def _source(examination: Examination, judged: Subject, tracking_uri: str) -> Subject | None:
+    """The model that transferred examples are made on; a file of weights is of the judged model's architecture."""
+    address, model = examination.transfer, examination.model
+    if address is None:
+        return None
+    architecture: dict[str, Any] = {}
+    if address.endswith(WEIGHTS_SUFFIXES) and not address.startswith(("runs:/", "models:/")):
+        architecture = {
+            "factory": judged.architecture.name,
+            "small_images": judged.architecture.small_images,
+            "mean": model.mean,
+            "std": model.std,
+        }
+    try:
+        return find_subject(address, tracking_uri=tracking_uri, **architecture)
+    except InputError as error:
+        raise InputError("transfer" if error.field == "model" else error.field, error.value, error.allowed) from None
 
 
 def _baseline(examination: Examination) -> dict[str, list[float]] | None:

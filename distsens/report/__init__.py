@@ -6,6 +6,8 @@ from distsens.report.evaluation import (
     evaluation_figure,
     show_evaluation,
     show_models,
+    spread_over_models,
+    summary_document,
 )
 from distsens.report.figures import training_figure
 from distsens.report.summary import Summary
@@ -25,5 +27,7 @@ __all__ = [
     "show_evaluation",
     "show_models",
     "show_summary",
+    "spread_over_models",
+    "summary_document",
     "training_figure",
 ]

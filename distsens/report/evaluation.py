@@ -16,7 +16,16 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
-from distsens.evaluation import Check, ErrorRates, Ledger, Proportion, mean_corruption_error, over_seeds, proportion
+from distsens.evaluation import (
+    Check,
+    ErrorRates,
+    Ledger,
+    Proportion,
+    Spread,
+    mean_corruption_error,
+    over_seeds,
+    proportion,
+)
 
 _COLOURS = {"clean": "#0072B2", "robust": "#D55E00", "other": "#009E73"}
 _SECONDS_BETWEEN_LINES = 30.0
@@ -34,7 +43,7 @@ class EvaluationSummary:
     message : why it is not finished.
     run, storage, mlflow_uri, mlflow_run_id : where it is kept and tracked.
     examination : everything that decides it, with defaults filled in.
-    model, data : what was judged, with SHA-256; of the model also its ``architecture``, the ``run`` that trained it, and
+    model, data : what was judged, with SHA-256; of the model also its ``architecture``, the ``run`` that trained it and
         whether it saw ``additional_data``, null where nobody knows.
     images, judged : in the split; of them done.
     clean_accuracy, robust_accuracy : the latter in the worst case over all attacks.
@@ -238,17 +247,41 @@ def show_models(console: Console, summaries: Sequence[EvaluationSummary]) -> Non
             address = summary.model["address"].rpartition("/")[2]
             table.add_row(Text(address), *_cells(summary.clean_accuracy), *_cells(summary.robust_accuracy))
     console.print(table)
-    if len({summary.model["name"] for summary in summaries}) < len(summaries):
-        return
-    for name in ("clean_accuracy", "robust_accuracy"):
-        values = [value["value"] for summary in summaries if (value := getattr(summary, name)) is not None]
-        spread = over_seeds(values)
+    for name, spread in spread_over_models(summaries).items():
         console.print(
-            f"{name.replace('_', ' ')} over {len(values)} models: {spread.mean:.2%}, "
+            f"{name.replace('_', ' ')} over {len(summaries)} models: {spread.mean:.2%}, "
             f"standard deviation {spread.std:.2%}, 95 % interval of the mean {spread.low:.2%} to {spread.high:.2%}",
             highlight=False,
             soft_wrap=True,
         )
+
+
+def spread_over_models(summaries: Sequence[EvaluationSummary]) -> dict[str, Spread]:
+    """Clean and robust accuracy over models; nothing of one alone or where two are of one training: no seeds differ."""
+    trainings = {summary.model["run"] or summary.model["address"] for summary in summaries}
+    if not 1 < len(trainings) == len(summaries):
+        return {}
+    found = {}
+    for name in ("clean_accuracy", "robust_accuracy"):
+        values = [value["value"] for summary in summaries if (value := getattr(summary, name)) is not None]
+        if len(values) == len(summaries):
+            found[name] = over_seeds(values)
+    return found
+
+
+def summary_document(summaries: Sequence[EvaluationSummary], models: int) -> Json:
+    """What ``--summary`` writes: of one model its summary, of several, as many of them as were judged,
+
+    models : their summaries.
+    over_models : ``clean_accuracy`` and ``robust_accuracy`` over trainings, each with ``mean``, ``std`` and the ends
+        ``low`` and ``high`` of Student's 95 % interval of the mean; empty where two models are of one training.
+    """
+    if models == 1:
+        return summaries[0].to_dict()
+    return {
+        "models": [summary.to_dict() for summary in summaries],
+        "over_models": {name: asdict(spread) for name, spread in spread_over_models(summaries).items()},
+    }
 
 
 class EvaluationView:

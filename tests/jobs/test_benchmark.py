@@ -150,6 +150,7 @@ def _load_job() -> ModuleType:
         ("--device tpu", "error: device: got 'tpu'; allowed are cpu, cuda"),
         ("--quick maybe", "error: quick: got 'maybe'; it takes no value"),
         ("--summary /nowhere/s.json", "error: summary: got '/nowhere/s.json'; its folder does not exist"),
+        ("--summary .", "error: summary: got '.'; it is a folder; name a file"),
         ("--figure figure.txt", "error: figure: got 'figure.txt'; it must end in .png, .svg or .pdf"),
         ("--data.nam mnist", "error: data.nam: got 'mnist'; there is no such field"),
     ],

@@ -56,6 +56,9 @@ def run(run_here: Run, tmp_path: Path) -> Run:
         (f"{GIVEN} --eps-curve 0.1 3", "error: eps_curve: got 3"),
         (f"{GIVEN} --data.limit 100000", "error: data.limit: got 100000"),
         (f"{GIVEN} --workers.num 1000", "error: workers.num: got 1000"),
+        (f"{GIVEN} --attacks transfer --transfer nowhere", "error: transfer: got 'nowhere'"),
+        (f"{GIVEN} --summary .", "error: summary: got '.'; it is a folder; name a file"),
+        (f"{GIVEN} --claim /proc/claim.json", "error: claim: got '/proc/claim.json'; it cannot be written: "),
         (f"{GIVEN} --claim no/folder.json", "error: claim: got 'no/folder.json'"),
         (f"{GIVEN} --verify claim.json", "error: verify: got 'claim.json'; must hold a claim; it lacks"),
         (f"{GIVEN} --nonsense 1", "nonsense"),
@@ -92,6 +95,15 @@ def test_a_dry_run_checks_everything_and_leaves_nothing(run: Run, tmp_path: Path
     assert (code, error) == (0, "")
     assert "everything that can be checked is in order" in output
     assert {path.name for path in tmp_path.iterdir()} == THERE
+
+
+def test_examples_may_be_transferred_from_weights_of_the_judged_network(run: Run, tmp_path: Path) -> None:
+    code, _, error = run(*GIVEN.split(), "--dry-run", "--attacks", "transfer", "--transfer", "net.safetensors")
+    assert (code, error) == (0, "")
+    safetensors.torch.save_file({"weight": torch.zeros(2, 2)}, tmp_path / "other.safetensors")
+    code, _, error = run(*GIVEN.split(), "--dry-run", "--attacks", "transfer", "--transfer", "other.safetensors")
+    assert (code, error.count("\n")) == (2, 1)
+    assert "other.safetensors" in error
 
 
 def test_help_names_every_field_and_every_option(run: Run) -> None:

@@ -252,7 +252,9 @@ def test_a_job_is_submitted_to_a_head_without_tokens(start_head: StartHead, quic
         )
         assert judged.returncode == 0, judged.stdout + judged.stderr
         assert cluster.statuses() == ["FINISHED"] * 3
-        both = json.loads(summary.read_text())
+        result = json.loads(summary.read_text())
+        assert result["over_models"] == {}, "the best and the last of one training"
+        both = result["models"]
         assert [one["model"]["address"] for one in both] == [f"{run}#best", f"{run}#last"]
         assert {one["storage"] for one in both} == {path.as_uri() for path in storage.glob("evaluate-*")}
         assert [list(one["after_attack"]) for one in both] == [["pgd", "transfer"]] * 2

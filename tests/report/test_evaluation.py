@@ -10,7 +10,14 @@ from rich.console import Console
 
 from distsens.evaluation import Check, Ledger
 from distsens.evaluation.ledger import broken_column, corruption_column, curve_column, evaluations_column
-from distsens.report import EvaluationSummary, EvaluationView, evaluation_figure, show_evaluation, show_models
+from distsens.report import (
+    EvaluationSummary,
+    EvaluationView,
+    evaluation_figure,
+    show_evaluation,
+    show_models,
+    summary_document,
+)
 
 
 def ledger(standing: int = 6) -> Ledger:
@@ -44,7 +51,7 @@ def summary(found: Ledger | None, **changes: Any) -> EvaluationSummary:
         "mlflow_uri": "sqlite:////runs/mlflow.db",
         "mlflow_run_id": "abc",
         "examination": {"threat": {"norm": "linf", "eps": 0.3}, "workers": {"num": 2}},
-        "model": {"name": "net", "address": "net.pt", "sha256": "0" * 64},
+        "model": {"name": "net", "address": "net.pt", "run": None, "sha256": "0" * 64},
         "data": {"name": "two", "split": "test", "images": 10, "digest": "1" * 64},
         "images": 10,
         "baseline": {"fog": [0.4]},
@@ -119,17 +126,36 @@ def test_the_figure_has_a_panel_for_each_thing_that_was_measured() -> None:
 def test_several_models_have_a_mean_and_a_spread_and_one_has_none() -> None:
     assert shown(show_models, [summary(ledger())]) == ""
     seeds = [
-        summary(ledger(standing), model={"name": f"seed-{standing}", "address": f"runs/seed-{standing}"})
+        summary(ledger(standing), model={"name": "net", "address": f"seed-{standing}/net.pt", "run": None})
         for standing in (5, 6, 7)
     ]
     output = shown(show_models, seeds)
     assert "robust accuracy over 3 models: 60.00%, standard deviation 10.00%" in output
-    assert "seed-6" in output
+    assert "net.pt" in output
+    document = json.loads(json.dumps(summary_document(seeds, 3)))
+    assert [one["model"]["address"] for one in document["models"]] == [
+        "seed-5/net.pt",
+        "seed-6/net.pt",
+        "seed-7/net.pt",
+    ]
+    assert set(document["over_models"]) == {"clean_accuracy", "robust_accuracy"}
+    robust = document["over_models"]["robust_accuracy"]
+    assert (robust["mean"], robust["std"]) == (pytest.approx(0.6), pytest.approx(0.1))
+    assert robust["low"] < 0.6 < robust["high"]
+
+
+def test_the_summary_of_one_model_is_its_own_and_one_that_failed_leaves_no_mean() -> None:
+    whole = summary(ledger())
+    assert summary_document([whole], 1) == whole.to_dict()
+    other = summary(None, status="failed", judged_now=0, model={"name": "b", "address": "b.pt", "run": None})
+    broken = summary_document([whole, other], 3)
+    assert (len(broken["models"]), broken["over_models"]) == (2, {})
+    assert summary_document([whole], 3)["over_models"] == {}
 
 
 def test_two_checkpoints_of_a_run_stand_side_by_side_without_a_mean() -> None:
     pair = [
-        summary(ledger(standing), model={"name": "run", "address": f"runs/run#{which}"})
+        summary(ledger(standing), model={"name": "run", "address": f"runs/run#{which}", "run": "run"})
         for standing, which in ((7, "best"), (5, "last"))
     ]
     output = shown(show_models, pair)
@@ -137,6 +163,7 @@ def test_two_checkpoints_of_a_run_stand_side_by_side_without_a_mean() -> None:
     assert "70.00%" in best
     assert "50.00%" in last
     assert "standard deviation" not in output
+    assert summary_document(pair, 2)["over_models"] == {}
 
 
 def test_a_log_gets_a_line_at_the_end_with_accuracy_and_interval() -> None:
