@@ -17,9 +17,9 @@ from distsens.suite import attack_names
 # Where things are and how they are shared out; all else decides the verdicts, and so is the claim's to say.
 _MAY_CHANGE = ("model", "transfer", "shard", "batch_size", "workers", "storage", "tracking", "examples")
 _MAY_CHANGE_OF_DATA = ("root", "download", "limit")
-# The places of who made it, and what the claim does not speak of.
+# The places of who made it, whose code is not run either; and what the claim does not speak of.
 _LEFT_OUT = (
-    *("storage", "tracking", "workers", "examples"),
+    *("model", "storage", "tracking", "workers", "examples"),
     *("eps_curve", "corruptions", "baseline", "diagnostics"),
 )
 
@@ -57,15 +57,13 @@ def fields_to_verify(claim: Mapping[str, Any], changes: Mapping[str, Any]) -> di
     """
     _check_changes(changes)
     fields = {key: value for key, value in claim["examination"].items() if key not in _LEFT_OUT}
-    fields = merge(merge(fields, {"data": {"root": None}}), changes)
-    limit = Examination.parse({"data": {"limit": fields["data"]["limit"]}}).data.limit
+    fields = merge(merge(fields, {"data": {"root": None, "download": False}}), changes)
     count = claim["images"]
-    if limit is None or limit == count:
-        return fields
-    if limit > count:
-        raise InputError("data.limit", limit, f"the claim is about {count} images")
-    drawn = sorted(random.SystemRandom().sample(range(count), limit))
-    return merge(fields, {"data": {"limit": claim["examination"]["data"]["limit"], "images": drawn}})
+    wanted = Examination.parse({"data": {"limit": changes.get("data", {}).get("limit")}}).data.limit or count
+    if wanted > count:
+        raise InputError("data.limit", wanted, f"the claim is about {count} images")
+    drawn = sorted(random.SystemRandom().sample(range(count), wanted)) if wanted < count else []
+    return merge(fields, {"data": {"limit": count, "images": drawn}})
 
 
 def check_judges_claim(claim: Mapping[str, Any], examination: Examination, evaluation: str) -> None:
@@ -74,7 +72,9 @@ def check_judges_claim(claim: Mapping[str, Any], examination: Examination, evalu
     for name in ("attacks", "threat", "pgd", "seed", "every_attack"):
         if getattr(claimed, name) != getattr(examination, name):
             raise InputError("resume", evaluation, f"its {name} is not what is claimed")
-    for name in ("name", "split", "limit", "image_size"):
+    if examination.data.limit != claim["images"]:
+        raise InputError("resume", evaluation, f"the claim is about {claim['images']} images")
+    for name in ("name", "split", "image_size"):
         if getattr(claimed.data, name) != getattr(examination.data, name):
             raise InputError("resume", evaluation, f"its data.{name} is not what is claimed")
 

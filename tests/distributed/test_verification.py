@@ -76,6 +76,7 @@ def test_only_what_the_claim_speaks_of_is_judged_anew_and_no_place_of_who_made_i
     found = Examination.parse(fields_to_verify(merge(claim(), {"examination": extras}), {}))
     assert (found.eps_curve, found.corruptions, found.diagnostics, found.baseline) == ((), (), False, None)
     assert found.data.root is None
+    assert found.model.factory is None, "a claim names no code to run"
 
 
 def test_more_images_than_are_claimed_are_refused() -> None:
@@ -127,3 +128,10 @@ def test_an_evaluation_that_is_resumed_must_judge_what_is_claimed() -> None:
         other = Examination.parse(merge(CLAIMED.model_dump(mode="json"), change))
         with pytest.raises(InputError, match="not what is claimed"):
             check_judges_claim(claim(), other, "evaluate-net")
+
+
+def test_no_more_images_are_judged_than_a_claim_lists_though_its_examination_has_no_limit() -> None:
+    whole = merge(claim(), {"examination": {"data": {"limit": None}}})
+    assert fields_to_verify(whole, {})["data"]["limit"] == 400
+    assert max(fields_to_verify(whole, {"data": {"limit": 40}})["data"]["images"]) < 400
+    check_judges_claim(whole, Examination.parse(fields_to_verify(whole, {})), "evaluate-net")
