@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields, make_dataclass
@@ -107,19 +106,6 @@ def show_help(description: str, *parts: object) -> NoReturn:
     command = make_dataclass("command", members)
     tyro.cli(command, default=command(*parts), description=description, args=["--help"])
     raise AssertionError("the help page exits")
-
-
-def check_output(field: str, path: str | None) -> None:
-    """Refuse, before hours of work, a file that cannot be written at their end."""
-    if path is None:
-        return
-    file = Path(path).absolute()
-    if file.is_dir():
-        raise InputError(field, path, "it is a folder, not a file")
-    if not file.parent.is_dir():
-        raise InputError(field, path, "its folder does not exist")
-    if not os.access(file if file.exists() else file.parent, os.W_OK):
-        raise InputError(field, path, "it cannot be written")
 
 
 def run_job(job: Callable[[Sequence[str]], int]) -> None:

@@ -82,7 +82,8 @@ def _train(options: Options, experiment: Experiment, changes: dict[str, Any]) ->
             print(experiment.to_yaml(), end="")
             return 0
         check_checkpoints(resumed)
-    check_output("summary", options.summary)
+    if options.summary is not None:
+        check_output("summary", options.summary)
     console = Console()
     with console.status("checking") as status:
         checked = check(experiment, status.update)

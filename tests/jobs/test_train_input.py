@@ -8,10 +8,12 @@ import subprocess
 import sys
 from collections.abc import Callable
 from functools import partial
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 import yaml
 from PIL import Image
 
@@ -105,7 +107,7 @@ def run(run_here: Run) -> Run:
             "--recipe quickstart --threat.norm l1 --threat.eps 65",
             "error: threat.eps: got 65.0; two images are at most 64 apart in l1",
         ),
-        ("--recipe quickstart --summary .", "error: summary: got '.'; it is a folder, not a file"),
+        ("--recipe quickstart --summary .", "error: summary: got '.'; it is a folder; name a file"),
         (
             "--recipe quickstart --stabilize.weight 1 --stabilize.refresh_steps 999",
             "stabilize.refresh_steps: got 999; ",
@@ -205,7 +207,9 @@ def stored(tmp_path: Path) -> StoredRun:
     experiment = Experiment.parse({"name": "old", "training": {"batch_size": 64}})
     stored = StoredRun("old-1", open_place(str(tmp_path / "runs" / "old-1")), experiment, "0" * 32)
     stored.save()
-    Checkpoints(stored.place).save(1, {"model.safetensors": b"m" * 100}, experiment=experiment.digest(), metrics={})
+    torch.save({"history": "[]"}, state := BytesIO())
+    files = {"model.safetensors": b"m" * 100, "state.pt": state.getvalue()}
+    Checkpoints(stored.place).save(1, files, experiment=experiment.digest(), metrics={})
     return stored
 
 
