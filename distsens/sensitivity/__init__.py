@@ -1,5 +1,11 @@
-"""Neuron sensitivity: read neurons, measure, select and stabilize them."""
+"""Neuron sensitivity: read neurons, measure, select and stabilize them, ablate them, follow them over time."""
 
+from distsens.sensitivity.ablate import PairForwards, Replacement, flipped_at
+from distsens.sensitivity.contribute import Contributions, contributions
+from distsens.sensitivity.correlate import NeuronCorrelation
+from distsens.sensitivity.extremes import TopImages
+from distsens.sensitivity.follow import Turnover, chance_jaccard, jaccard, rank_correlation, ranks, turnover
+from distsens.sensitivity.intervene import Intervention, Overwriting, constant_neurons, take_neurons
 from distsens.sensitivity.measure import (
     RELATIVE_FLOOR,
     LayerSensitivity,
@@ -10,8 +16,9 @@ from distsens.sensitivity.measure import (
     relative,
     relative_divisor,
 )
-from distsens.sensitivity.probe import ActivationProbe, match_layers, neuron_counts, split_pairs
-from distsens.sensitivity.select import Selection, kept_fraction, select_neurons, selected_count
+from distsens.sensitivity.noise import NoiseNorm, same_norm_noise
+from distsens.sensitivity.probe import ActivationProbe, in_eval_mode, match_layers, neuron_counts, split_pairs
+from distsens.sensitivity.select import Selection, kept_fraction, order_neurons, select_neurons, selected_count
 from distsens.sensitivity.stabilize import (
     Distance,
     Measure,
@@ -21,29 +28,55 @@ from distsens.sensitivity.stabilize import (
     Stabilizing,
     stabilizing_distance,
 )
+from distsens.sensitivity.statistics import NeuronStatistics, PairValues, StatisticsMeter, pair_values
 
 __all__ = [
     "RELATIVE_FLOOR",
     "ActivationProbe",
+    "Contributions",
     "Distance",
+    "Intervention",
     "LayerSensitivity",
     "Measure",
+    "NeuronCorrelation",
+    "NeuronStatistics",
+    "NoiseNorm",
+    "Overwriting",
+    "PairForwards",
     "PairRows",
     "PairSums",
+    "PairValues",
     "Reading",
+    "Replacement",
     "Selection",
     "SensitivityMeter",
     "Stabilizer",
     "Stabilizing",
+    "StatisticsMeter",
+    "TopImages",
+    "Turnover",
+    "chance_jaccard",
+    "constant_neurons",
+    "contributions",
+    "flipped_at",
+    "in_eval_mode",
+    "jaccard",
     "kept_fraction",
     "match_layers",
     "neuron_counts",
+    "order_neurons",
     "pair_difference",
     "pair_sums",
+    "pair_values",
+    "rank_correlation",
+    "ranks",
     "relative",
     "relative_divisor",
+    "same_norm_noise",
     "select_neurons",
     "selected_count",
     "split_pairs",
     "stabilizing_distance",
+    "take_neurons",
+    "turnover",
 ]

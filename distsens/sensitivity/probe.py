@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from fnmatch import fnmatchcase
 from types import TracebackType
 from typing import Any, Generic, TypeVar
@@ -58,7 +59,7 @@ class ActivationProbe(Generic[T]):
 
     def __enter__(self) -> ActivationProbe[T]:
         self.outputs = {}
-        network = _unwrapped(self.model)
+        network = unwrapped(self.model)
         self._handles.append(network.register_forward_pre_hook(self._forget))
         for name in self.layers:
             self._handles.append(network.get_submodule(name).register_forward_hook(self._hook(name)))
@@ -91,7 +92,7 @@ class ActivationProbe(Generic[T]):
 
 def match_layers(model: nn.Module, patterns: str | Sequence[str]) -> tuple[str, ...]:
     """Names of the layers that the patterns mean, in the model's order, each once; an unmatched pattern is an error."""
-    network = _unwrapped(model)
+    network = unwrapped(model)
     names = [name for name, _ in network.named_modules() if name]
     known = set(names)
     chosen: set[str] = set()
@@ -111,13 +112,21 @@ def match_layers(model: nn.Module, patterns: str | Sequence[str]) -> tuple[str, 
 
 def neuron_counts(model: nn.Module, layers: str | Sequence[str], example: Tensor) -> dict[str, int]:
     """Number of neurons of each layer that the patterns mean, found by one forward of ``example`` in eval mode."""
-    network = _unwrapped(model)
-    modes = [(module, module.training) for module in network.modules()]
-    network.eval()
-    try:
+    network = unwrapped(model)
+    with in_eval_mode(network):
         with ActivationProbe(network, layers, read=lambda _, output: output.shape[1]) as probe, torch.no_grad():
             network(example)
         return {name: probe.outputs[name] for name in probe.layers}
+
+
+@contextmanager
+def in_eval_mode(model: nn.Module) -> Iterator[nn.Module]:
+    """The model in eval mode and without its DDP wrapper for the length of the block; then its modes are as before."""
+    network = unwrapped(model)
+    modes = [(module, module.training) for module in network.modules()]
+    network.eval()
+    try:
+        yield network
     finally:
         for module, training in modes:
             module.training = training
@@ -129,14 +138,18 @@ def as_neurons(module: nn.Module, output: Tensor) -> Tensor:
         raise InputError(
             "layers", type(module).__name__, f"its output has shape {tuple(output.shape)}, not (N, C, ...)"
         )
+    output = output.movedim(neuron_axis(module, output), 1)
+    return output.flatten(2) if output.ndim > 2 else output.unsqueeze(2)
+
+
+def neuron_axis(module: nn.Module, output: Tensor) -> int:
+    """The dimension of a layer's output along which its neurons lie."""
     features_last = (
         isinstance(module, _FEATURES_LAST)
         or type(module) is nn.LayerNorm  # not its subclasses: torchvision's LayerNorm2d gives (N, C, H, W)
         or (output.ndim == 3 and not isinstance(module, _CHANNELS_FIRST))
     )
-    if features_last and output.ndim > 2:
-        output = output.movedim(-1, 1)
-    return output.flatten(2) if output.ndim > 2 else output.unsqueeze(2)
+    return output.ndim - 1 if features_last else 1
 
 
 def split_pairs(outputs: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
@@ -145,7 +158,8 @@ def split_pairs(outputs: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[
     return {name: half[0] for name, half in halves.items()}, {name: half[1] for name, half in halves.items()}
 
 
-def _unwrapped(model: nn.Module) -> nn.Module:
+def unwrapped(model: nn.Module) -> nn.Module:
+    """The module inside a DDP or DataParallel wrapper."""
     return model.module if isinstance(model, DistributedDataParallel | DataParallel) else model
 
 

@@ -38,15 +38,19 @@ def select_neurons(
         raise InputError("stabilize.selection", how, f"allowed are {', '.join(get_args(Selection))}")
     chosen = {}
     for layer, values in sensitivity.items():
-        if how == "all":
-            order = torch.arange(len(values), device=values.device)
-        elif how == "random":
-            order = torch.argsort(sample_keys(torch.arange(len(values), device=values.device), seed, layer))
-        else:
-            order = torch.argsort(values, descending=how == "top", stable=True)
         count = len(values) if how == "all" else selected_count(len(values), ratio)
-        chosen[layer] = order[:count].sort().values
+        chosen[layer] = order_neurons(layer, values, how, seed=seed)[:count].sort().values
     return chosen
+
+
+def order_neurons(layer: str, values: Tensor, how: Selection, *, seed: int = 0) -> Tensor:
+    """The neurons of a layer, (neurons,), in the order in which :func:`select_neurons` takes them."""
+    numbers = torch.arange(len(values), device=values.device)
+    if how == "all":
+        return numbers
+    if how == "random":
+        return torch.argsort(sample_keys(numbers, seed, layer))
+    return torch.argsort(values, descending=how == "top", stable=True)
 
 
 def kept_fraction(before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> dict[str, float]:

@@ -1,0 +1,92 @@
+"""Overwrite neurons during a forward pass, for the length of a ``with`` block."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from distsens.sensitivity.probe import as_neurons, match_layers, neuron_axis, unwrapped
+
+
+@dataclass(frozen=True)
+class Overwriting:
+    """What becomes of one layer's neurons.
+
+    neurons : (k,) their numbers.
+    values : what they say instead, (n, k, positions), where n is 1 or the number of images, and positions may be 1.
+    """
+
+    neurons: Tensor
+    values: Tensor
+
+
+class Intervention:
+    """Makes chosen neurons say something else; all other neurons of their layers are computed as ever.
+
+    In terms of causal mediation analysis (Vig et al., "Investigating Gender Bias in Language Models Using Causal
+    Mediation Analysis", NeurIPS 2020) it sets mediators: benign values set in the adversarial forward remove what
+    the attack did through these neurons, adversarial values set in the benign forward keep nothing else of it.
+
+    Parameters
+    ----------
+    model : any module; a DDP or DataParallel wrapper is looked through.
+    layers : by name; see :class:`Overwriting`. Gradients flow into the values and past the other neurons.
+
+    Examples
+    --------
+    >>> model = nn.Sequential(nn.Identity(), nn.Flatten())
+    >>> with Intervention(model, {"0": Overwriting(torch.tensor([1]), torch.zeros(1, 1, 1))}):
+    ...     model(torch.ones(1, 3)).tolist()
+    [[1.0, 0.0, 1.0]]
+    """
+
+    def __init__(self, model: nn.Module, layers: Mapping[str, Overwriting]) -> None:
+        self._network = unwrapped(model)
+        self._layers = {name: layers[name] for name in match_layers(model, list(layers))} if layers else {}
+        self._handles: list[RemovableHandle] = []
+
+    def __enter__(self) -> Intervention:
+        for name, overwriting in self._layers.items():
+            module = self._network.get_submodule(name)
+            self._handles.append(module.register_forward_hook(_hook(overwriting)))
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        while self._handles:
+            self._handles.pop().remove()
+
+
+def _hook(overwriting: Overwriting) -> Callable[[nn.Module, Any, Any], Tensor | None]:
+    def hook(module: nn.Module, inputs: object, output: Tensor) -> Tensor | None:  # noqa: ARG001
+        if len(overwriting.neurons) == 0:
+            return None
+        axis = neuron_axis(module, output)
+        shape = as_neurons(module, output).shape
+        wanted = overwriting.values.to(output.dtype).expand(shape[0], len(overwriting.neurons), shape[2])
+        # From (N, k, positions) to the layer's own layout.
+        places = [size for dimension, size in enumerate(output.shape) if dimension not in (0, axis)]
+        wanted = wanted.reshape(shape[0], -1, *places).movedim(1, axis)
+        return output.index_copy(axis, overwriting.neurons.to(output.device), wanted)
+
+    return hook
+
+
+def take_neurons(outputs: Mapping[str, Tensor], neurons: Mapping[str, Tensor]) -> dict[str, Overwriting]:
+    """Overwrite these neurons of each layer by what they say in ``outputs``, (N, neurons, positions) each."""
+    return {layer: Overwriting(chosen, outputs[layer][:, chosen]) for layer, chosen in neurons.items()}
+
+
+def constant_neurons(values: Mapping[str, Tensor], neurons: Mapping[str, Tensor]) -> dict[str, Overwriting]:
+    """Overwrite these neurons of each layer by one number each, out of (neurons,) of the layer."""
+    return {
+        layer: Overwriting(chosen, values[layer][chosen].to(torch.get_default_dtype())[None, :, None])
+        for layer, chosen in neurons.items()
+    }
