@@ -70,7 +70,7 @@ def _hook(overwriting: Overwriting) -> Callable[[nn.Module, Any, Any], Tensor | 
             return None
         axis = neuron_axis(module, output)
         shape = as_neurons(module, output).shape
-        wanted = overwriting.values.to(output.dtype).expand(shape[0], len(overwriting.neurons), shape[2])
+        wanted = overwriting.values.to(output).expand(shape[0], len(overwriting.neurons), shape[2])
         # From (N, k, positions) to the layer's own layout.
         places = [size for dimension, size in enumerate(output.shape) if dimension not in (0, axis)]
         wanted = wanted.reshape(shape[0], -1, *places).movedim(1, axis)
