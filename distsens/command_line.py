@@ -98,6 +98,20 @@ def check_output(field: str, path: str) -> None:
         raise InputError(field, path, f"it cannot be written: {error.strerror}") from None
 
 
+def take_addresses(flags: dict[str, Any]) -> list[str]:
+    """Take the addresses out of ``flags``, where ``model`` may also be the section of that name."""
+    given = flags.get("model")
+    if given is None or isinstance(given, dict):
+        address = (given or {}).get("address")
+        return [] if address is None else [str(address)]
+    del flags["model"]
+    addresses = given if isinstance(given, list) else [given]
+    for address in addresses:
+        if not isinstance(address, str):
+            raise InputError("model", address, "it takes an address, or several")
+    return addresses
+
+
 def show_help(description: str, *parts: object) -> NoReturn:
     """Print the flags of all parts (a job's options, an experiment), with defaults and one line on each; exit 0."""
     import tyro

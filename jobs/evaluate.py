@@ -16,7 +16,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from distsens.command_line import as_lists, check_output, parse_flags, run_job, show_help, take_options
+from distsens.command_line import (
+    as_lists,
+    check_output,
+    parse_flags,
+    run_job,
+    show_help,
+    take_addresses,
+    take_options,
+)
 from distsens.errors import InputError
 from distsens.examination import Examination
 from distsens.experiment import Experiment, merge
@@ -50,7 +58,7 @@ def main(arguments: Sequence[str]) -> int:
     if "--help" in arguments or "-h" in arguments:
         show_help(__doc__ or "", Options(), Examination())
     flags = parse_flags(arguments)
-    models = _models(flags)
+    models = take_addresses(flags)
     options = take_options(Options, flags)
     changes = as_lists(flags, Examination().model_dump(mode="json"))
     for name, section in (("factory", "model"), ("save_examples", "")):
@@ -66,20 +74,6 @@ def main(arguments: Sequence[str]) -> int:
     if options.resume is None and not models:
         raise InputError("model", None, "name one: a run, a checkpoint, runs:/..., models:/... or a file of weights")
     return _evaluate(options, models, changes)
-
-
-def _models(flags: dict[str, Any]) -> list[str]:
-    """Take the addresses out of ``flags``, where ``model`` may also be the section of that name."""
-    given = flags.get("model")
-    if given is None or isinstance(given, dict):
-        address = (given or {}).get("address")
-        return [] if address is None else [str(address)]
-    del flags["model"]
-    addresses = given if isinstance(given, list) else [given]
-    for address in addresses:
-        if not isinstance(address, str):
-            raise InputError("model", address, "it takes an address, or several")
-    return addresses
 
 
 def _evaluate(options: Options, models: Sequence[str], changes: dict[str, Any]) -> int:

@@ -1,7 +1,10 @@
 """Which neurons are sensitive, whether they decide, when they become so, and what they see."""
 
-from distsens.analysis.agreement import condition_agreement, correlate, match_neurons, model_agreement
+from distsens.analysis.agreement import condition_agreement, correlate, match_all, match_neurons, model_agreement
+from distsens.analysis.assembly import SavedPairs, build_conditions, build_plan, intervened_layers, read_pairs
 from distsens.analysis.description import Ablation, Analysis, Gallery
+from distsens.analysis.findings import Findings, ModelFindings, findings_of, sensitivities
+from distsens.analysis.gallery import Sight, Wanted, as_map, look, numbers_in, wanted_sights
 from distsens.analysis.history import (
     History,
     accuracy_correlation,
@@ -33,16 +36,24 @@ __all__ = [
     "SAVED",
     "Ablation",
     "Analysis",
+    "Findings",
     "Gallery",
     "History",
     "Intervened",
     "InterventionPlan",
     "Measured",
     "MeasurementPlan",
+    "ModelFindings",
+    "SavedPairs",
+    "Sight",
+    "Wanted",
     "ablate",
     "ablation_curves",
     "ablation_table",
     "accuracy_correlation",
+    "as_map",
+    "build_conditions",
+    "build_plan",
     "class_table",
     "compare",
     "completeness_table",
@@ -50,10 +61,14 @@ __all__ = [
     "contribution_table",
     "correlate",
     "epochs_jaccard",
+    "findings_of",
     "flip_curves",
     "intervene",
+    "intervened_layers",
     "layer_table",
+    "look",
     "make_pairs",
+    "match_all",
     "match_neurons",
     "measure",
     "measure_images",
@@ -61,10 +76,14 @@ __all__ = [
     "model_agreement",
     "neuron_table",
     "neurons_to_flip",
+    "numbers_in",
     "patch",
     "patching_table",
     "probe",
+    "read_pairs",
+    "sensitivities",
     "top_k",
     "training_history",
     "turnover_table",
+    "wanted_sights",
 ]

@@ -36,6 +36,13 @@ def match_neurons(correlation: Tensor) -> tuple[Tensor, float]:
     return torch.as_tensor(columns), float(correlation.numpy()[rows, columns].mean())
 
 
+def match_all(correlations: Mapping[str, Tensor]) -> dict[str, tuple[Tensor, float]]:
+    """:func:`match_neurons` of every layer in which the networks have equally many neurons."""
+    return {
+        layer: match_neurons(values) for layer, values in correlations.items() if values.shape[0] == values.shape[1]
+    }
+
+
 @torch.no_grad()
 def correlate(
     first: nn.Module, second: nn.Module, layers: Mapping[str, str], images: Tensor, batch_size: int = 32

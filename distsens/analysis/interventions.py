@@ -119,8 +119,8 @@ class ContributionSums:
 class Intervened:
     """Counts over pairs.
 
-    images : how many pairs. right, robust, flipped : of them classified right benign; right both benign and
-        adversarial; taken for something else when adversarial.
+    images : how many pairs. right, attacked, flipped : of them classified right when benign; right when adversarial;
+        taken for something else when adversarial.
     correct : pairs whose adversarial image is classified right with those neurons ablated.
     first : images by the number of neurons that flipped them.
     contributions : by layer.
@@ -128,7 +128,7 @@ class Intervened:
 
     images: int = 0
     right: int = 0
-    robust: int = 0
+    attacked: int = 0
     flipped: int = 0
     correct: dict[Ablated, int] = field(default_factory=dict)
     first: dict[Patched, int] = field(default_factory=dict)
@@ -138,7 +138,7 @@ class Intervened:
         """Add another shard's counts."""
         self.images += other.images
         self.right += other.right
-        self.robust += other.robust
+        self.attacked += other.attacked
         self.flipped += other.flipped
         for ablated, count in other.correct.items():
             self.correct[ablated] = self.correct.get(ablated, 0) + count
@@ -187,7 +187,7 @@ def intervene(
     )
     total.images = len(benign)
     total.right = int((before == labels).sum())
-    total.robust = int(((before == labels) & (after == labels)).sum())
+    total.attacked = int((after == labels).sum())
     total.flipped = int((before != after).sum())
     return total
 

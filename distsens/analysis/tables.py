@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 import numpy as np
@@ -105,7 +106,8 @@ def ablation_curves(ablations: pd.DataFrame) -> pd.DataFrame:
     """Accuracy against the number of neurons set, with 95 % intervals: one row a layer, replacement, selection, number.
 
     ``accuracy``, ``low``, ``high``: of ``top`` and ``bottom`` Wilson's interval over the images; of ``random`` the mean
-    over draws, and Student's interval of that mean over draws. ``least`` and ``most`` are the extremes over draws.
+    over draws, and the interval in which one more random set of neurons would lie on these images. ``least`` and
+    ``most`` are the extremes over draws.
     """
     keys = [name for name in ("model", "layer", "replacement", "selection", "ratio", "neurons") if name in ablations]
     rows = []
@@ -115,14 +117,23 @@ def ablation_curves(ablations: pd.DataFrame) -> pd.DataFrame:
             low, high = wilson(int(group["correct"].iloc[0]), int(group["images"].iloc[0]))
             value = accuracies[0]
         else:
-            spread = over_seeds(accuracies)
-            value, low, high = spread.mean, max(0.0, spread.low), min(1.0, spread.high)
+            value, low, high = _one_more(accuracies, int(group["images"].iloc[0]))
         rows.append(
             dict(zip(keys, key, strict=True))
             | {"accuracy": value, "low": low, "high": high, "least": min(accuracies), "most": max(accuracies)}
             | {"draws": len(accuracies), "images": int(group["images"].iloc[0])}
         )
     return pd.DataFrame(rows)
+
+
+def _one_more(shares: list[float], images: int) -> tuple[float, float, float]:
+    """Mean of the draws, and the 95 % prediction interval of one more: ``mean +- t s sqrt(1 + 1 / n)``.
+
+    It is one image wide to each side at the least, because draws that happen to agree say little of the next.
+    """
+    spread = over_seeds(shares)
+    half = max((spread.high - spread.mean) * math.sqrt(len(shares) + 1), 1.0 / max(1, images))
+    return spread.mean, max(0.0, spread.mean - half), min(1.0, spread.mean + half)
 
 
 def patching_table(found: Intervened, sizes: Mapping[str, int]) -> pd.DataFrame:
@@ -143,7 +154,7 @@ def patching_table(found: Intervened, sizes: Mapping[str, int]) -> pd.DataFrame:
 def flip_curves(patching: pd.DataFrame) -> pd.DataFrame:
     """Part of the images flipped by at most so many neurons: ``neurons``, ``share``, its ``low`` and ``high`` (95 %).
 
-    Of random orders the counts of all draws are added up for the share; the interval is Student's over draws.
+    Of random orders it is the mean over draws, and the interval in which one more random order would lie.
     """
     rows = []
     keys = [name for name in ("model", "layer", "selection") if name in patching]
@@ -158,8 +169,7 @@ def flip_curves(patching: pd.DataFrame) -> pd.DataFrame:
                 low, high = wilson(int(draws.iloc[0]), images)
                 value = shares[0]
             else:
-                spread = over_seeds(shares)
-                value, low, high = spread.mean, max(0.0, spread.low), min(1.0, spread.high)
+                value, low, high = _one_more(shares, images)
             rows.append(
                 dict(zip(keys, key, strict=True))
                 | {"neurons": neurons, "share": value, "low": low, "high": high, "images": images}

@@ -16,7 +16,7 @@ import ray
 
 from distsens.distributed.cluster import check_capacity_of_cluster, connected
 from distsens.distributed.examination_preflight import CheckedExamination, pool
-from distsens.distributed.examiners import Assignment, Examiners, share
+from distsens.distributed.examiners import Assignment, Examiners, share_split
 from distsens.distributed.provenance import package_versions, provenance_tags
 from distsens.distributed.signals import ignore_signals, signals_interrupt
 from distsens.errors import InputError
@@ -140,7 +140,7 @@ def run_examination(
             ignore_signals()
             status, message, code = "interrupted", f"interrupted by {caught.name}", caught.exit_code
         except (ray.exceptions.RayError, OSError) as error:
-            message = _cause(error)
+            message = cause(error)
         finally:
             ignore_signals()
             partial = Ledger.join(list(done.values())) if done else None
@@ -254,8 +254,8 @@ def _judge(
     ``began`` is when it would have begun if its sessions followed one another without a pause.
     """
     examination, dataset = checked.examination, checked.dataset
-    images, labels = share(checked.split)
-    pool_images, pool_labels = share(pool(dataset))
+    images, labels = share_split(checked.split)
+    pool_images, pool_labels = share_split(pool(dataset))
     numbers, size = checked.numbers, examination.shard
     count = len(numbers)
     shards = {
@@ -345,6 +345,7 @@ def _number(key: str) -> int:
     return int(Path(key).stem.removeprefix("shard-"))
 
 
-def _cause(error: BaseException) -> str:
+def cause(error: BaseException) -> str:
+    """The last line of an error's text, which is what happened."""
     lines = [line for line in str(error).strip().splitlines() if line.strip()]
     return lines[-1].strip() if lines else repr(error)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,9 +12,9 @@ import ray
 import torch
 
 from distsens.data import ImageFiles, Images, ImageSet, as_tensor, to_pixels
+from distsens.distributed.pool import ActorPool
 from distsens.evaluation import Check, Examined, Ledger, Pool, Subject, examine, masking_checks
 from distsens.examination import Examination
-from distsens.experiment import Workers
 from distsens.storage import open_place
 from distsens.suite import Materials, build_attacks, build_judgement, build_probe_attack
 
@@ -76,8 +76,8 @@ class _Desk:
         shape, classes = assignment.shape, assignment.classes
         self._model = assignment.subject.build(shape, classes).to(self._device)
         source = assignment.source
-        self._images, self._labels = _read(assignment.images, assignment.labels)
-        pool_images, pool_labels = _read(assignment.pool_images, assignment.pool_labels)
+        self._images, self._labels = read_split(assignment.images, assignment.labels)
+        pool_images, pool_labels = read_split(assignment.pool_images, assignment.pool_labels)
         self._materials = Materials(
             classes,
             assignment.subject.experiment,
@@ -111,13 +111,14 @@ class _Desk:
         )
 
 
-def share(split: ImageSet) -> tuple[ray.ObjectRef, ray.ObjectRef]:
+def share_split(split: ImageSet) -> tuple[ray.ObjectRef, ray.ObjectRef]:
     """Object references of a split's images and labels."""
     images = split.images if isinstance(split.images, ImageFiles) else np.ascontiguousarray(split.images)
     return ray.put(images), ray.put(np.ascontiguousarray(split.labels))
 
 
-def _read(images: ray.ObjectRef, labels: ray.ObjectRef) -> tuple[Images, torch.Tensor]:
+def read_split(images: ray.ObjectRef, labels: ray.ObjectRef) -> tuple[Images, torch.Tensor]:
+    """Images and labels behind the references of :func:`share_split`; a node's actors read the same memory."""
     found = ray.get(images)
     return (found if isinstance(found, ImageFiles) else as_tensor(found)), as_tensor(ray.get(labels))
 
@@ -139,40 +140,23 @@ def _pairs(images: torch.Tensor, examined: Examined) -> bytes:
 
 
 class Examiners:
-    """A pool of examiners. Ray starts one anew elsewhere if it dies, and gives it the shard that it was at."""
+    """A pool of examiners."""
 
     def __init__(self, assignment: Assignment) -> None:
-        workers = assignment.examination.workers
         self._assignment = ray.put(assignment)
         self._folder = assignment.name
-        self._actors = [_actor(workers).remote() for _ in range(workers.num)]
+        self._pool: ActorPool[int] = ActorPool(Examiner, assignment.examination.workers)
 
     def diagnose(self) -> Any:
         """Start the diagnostics on one of them; a reference of the checks."""
-        return self._actors[-1].diagnose.remote(self._assignment)
+        return self._pool.actors[-1].diagnose.remote(self._assignment)
 
     def examine(self, shards: Mapping[int, Sequence[int]], seconds: float) -> Iterator[tuple[int, Ledger] | None]:
         """Each shard's number and ledger as it is done, and None when for some seconds none was."""
-        waiting = sorted(shards.items(), reverse=True)
-        going: dict[Any, tuple[int, Any]] = {}
-        idle = list(self._actors)
-        while waiting or going:
-            while idle and waiting:
-                number, images = waiting.pop()
-                actor = idle.pop()
-                key = f"{self._folder}/pairs-{number:05d}.npz"
-                going[actor.examine.remote(self._assignment, list(images), key)] = (number, actor)
-            done, _ = ray.wait(list(going), timeout=seconds)
-            if not done:
-                yield None
-            for reference in done:
-                number, actor = going.pop(reference)
-                content = ray.get(reference)
-                idle.append(actor)
-                yield number, Ledger.from_parquet(content)
 
+        def task(number: int, images: Sequence[int]) -> Callable[[Any], Any]:
+            key = f"{self._folder}/pairs-{number:05d}.npz"
+            return lambda examiner: examiner.examine.remote(self._assignment, list(images), key)
 
-def _actor(workers: Workers) -> Any:
-    return ray.remote(
-        num_cpus=workers.cpus, num_gpus=workers.gpus, max_restarts=-1, max_task_retries=workers.max_failures
-    )(Examiner)
+        for done in self._pool.run({number: task(number, shards[number]) for number in sorted(shards)}, seconds):
+            yield None if done is None else (done[0], Ledger.from_parquet(done[1]))

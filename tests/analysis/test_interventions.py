@@ -52,6 +52,7 @@ def test_every_neuron_set_back_undoes_the_attack_and_zeros_undo_the_network(smal
             assert correct == of_constant, key
     assert found.right == clean
     assert found.flipped > 20
+    assert found.attacked < found.right
 
 
 def test_shards_merge_to_what_one_worker_counts(small: Any, plan: InterventionPlan, found: Intervened) -> None:

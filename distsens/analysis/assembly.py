@@ -1,0 +1,107 @@
+"""An analysis turned into its parts: the attacks, the layers, the saved pairs."""
+
+from __future__ import annotations
+
+import io
+import zipfile
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+from torch import nn
+
+from distsens.analysis.description import Analysis
+from distsens.analysis.measurement import MeasurementPlan
+from distsens.attacks import AttackName, GradientAttack, Threat, attack_named
+from distsens.data import ImageSet
+from distsens.errors import InputError
+from distsens.sensitivity import match_layers
+from distsens.storage import open_place
+
+_TAKE_STEPS = ("pgd", "cw_pgd", "bim", "mim")
+_FIELDS = ("images", "adversarial", "labels", "image")
+
+
+def build_conditions(analysis: Analysis, threat: Threat) -> dict[str, GradientAttack]:
+    """The attacks by name: those of the analysis, then the first at each further radius; none for saved pairs."""
+    if analysis.pairs is not None:
+        return {}
+    conditions: dict[str, GradientAttack] = {name: _attack(analysis, name, threat) for name in analysis.attacks}
+    first = analysis.attacks[0]
+    for eps in analysis.eps:
+        conditions[f"{first} eps {eps:.4g}"] = _attack(analysis, first, Threat(threat.norm, eps))
+    return conditions
+
+
+def _attack(analysis: Analysis, name: AttackName, threat: Threat) -> GradientAttack:
+    several = name in _TAKE_STEPS
+    return attack_named(
+        name,
+        threat,
+        steps=analysis.pgd.steps if several else 1,
+        step_size=analysis.pgd.step_size if several and threat.eps == analysis.threat.eps else None,
+        restarts=analysis.pgd.restarts,
+    )
+
+
+def build_plan(analysis: Analysis, threat: Threat, model: nn.Module, classes: int) -> MeasurementPlan:
+    """What is measured of one model."""
+    return MeasurementPlan(
+        build_conditions(analysis, threat),
+        threat.norm,
+        match_layers(model, analysis.layers),
+        classes,
+        analysis.seed,
+        analysis.batch_size,
+        analysis.gallery.images,
+    )
+
+
+def intervened_layers(analysis: Analysis, model: nn.Module) -> tuple[str, ...]:
+    """The measured layers that are intervened on."""
+    measured = match_layers(model, analysis.layers)
+    try:
+        wanted = set(match_layers(model, analysis.ablation.layers))
+    except InputError as error:
+        raise InputError("ablation.layers", error.value, error.allowed) from None
+    if not wanted & set(measured):
+        raise InputError("ablation.layers", list(analysis.ablation.layers), f"measured are {', '.join(measured)}")
+    return tuple(layer for layer in measured if layer in wanted)
+
+
+@dataclass(frozen=True, eq=False)
+class SavedPairs:
+    """Pairs of an evaluation: ``numbers`` (N,) of images in the split, ascending; ``adversarial`` (N, C, H, W)."""
+
+    numbers: npt.NDArray[np.int64]
+    adversarial: npt.NDArray[np.float32]
+
+
+def read_pairs(address: str, split: ImageSet) -> SavedPairs:
+    """The pairs that ``jobs/evaluate.py --save-examples`` wrote, checked against the images that they are of."""
+    place = open_place(address)
+    keys = [key for key in place.keys("") if key.startswith("pairs-") and key.endswith(".npz")]
+    if not keys:
+        raise InputError("pairs", address, "no pairs-*.npz, which jobs/evaluate.py --save-examples writes, are there")
+    parts: list[dict[str, npt.NDArray[np.generic]]] = []
+    for key in keys:
+        try:
+            with np.load(io.BytesIO(place.get(key)), allow_pickle=False) as stored:
+                parts.append({name: stored[name] for name in _FIELDS})
+        except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+            raise InputError("pairs", f"{address}/{key}", f"cannot be read: {error}") from None
+    numbers = np.concatenate([part["image"] for part in parts]).astype(np.int64)
+    order = np.argsort(numbers, kind="stable")
+    numbers = numbers[order]
+    if len(np.unique(numbers)) != len(numbers):
+        raise InputError("pairs", address, "some images are there twice; give the pairs of one evaluation")
+    inside = order[numbers < len(split)]
+    numbers = numbers[numbers < len(split)]
+    if len(numbers) == 0:
+        raise InputError("pairs", address, f"none is of the {len(split)} images that are analysed")
+    images = np.concatenate([part["images"] for part in parts])[inside]
+    known = split.take(numbers).tensors()[0][slice(None)].numpy()
+    if images.shape != known.shape or not np.array_equal(images, known):
+        raise InputError("pairs", address, "their images are not those of the data set's split")
+    adversarial = np.concatenate([part["adversarial"] for part in parts])[inside].astype(np.float32)
+    return SavedPairs(numbers, adversarial)

@@ -1,0 +1,264 @@
+"""The driver of an analysis: has shards measured and intervened on, and records the findings once."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any, TypeVar
+
+import ray
+
+from distsens.analysis import (
+    Findings,
+    Intervened,
+    InterventionPlan,
+    Measured,
+    ModelFindings,
+    findings_of,
+    neuron_table,
+    sensitivities,
+    training_history,
+    wanted_sights,
+)
+from distsens.distributed.analysis_preflight import CheckedAnalysis
+from distsens.distributed.analysts import AnalystAssignment, Analysts, Shard
+from distsens.distributed.cluster import check_capacity_of_cluster, connected
+from distsens.distributed.examination_driver import cause
+from distsens.distributed.examiners import share_split
+from distsens.distributed.provenance import provenance_tags
+from distsens.distributed.signals import ignore_signals, signals_interrupt
+from distsens.report import AnalysisSummary, AnalysisView, Report, build_report
+from distsens.storage import Place, open_place
+from distsens.tracking import TrackedRun, without_password
+
+_SECONDS_BETWEEN_LOOKS = 0.5
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class _Found:
+    """All models' findings, and how the neurons of each further model match those of the first one."""
+
+    models: list[ModelFindings]
+    matches: dict[str, Any]
+
+
+def run_analysis(checked: CheckedAnalysis, view: AnalysisView) -> tuple[AnalysisSummary, int]:
+    """Analyse to the end, or to a failure or interruption: the summary and the exit code."""
+    began = time.monotonic()
+    status, message, code = "failed", None, 1
+    analysis = checked.analysis
+    findings: Findings | None = None
+    with signals_interrupt(), connected(), signals_interrupt() as caught:
+        check_capacity_of_cluster(analysis.workers)
+        name = f"analyze-{checked.names[0]}-{datetime.now(UTC):%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
+        place = checked.storage.child(name)
+        tracked = _track(checked, name)
+        view.say(f"analysis {name}")
+        view.say(f"storage {place.url}")
+        view.say(f"tracking {without_password(tracked.uri)} run {tracked.run_id}")
+        try:
+            found = _analyse(checked, view)
+            view.stage("writing the report", 1)
+            classes = checked.examinations[0].dataset.classes
+            findings = findings_of(found.models, classes, analysis.ratio, analysis.measure, found.matches)
+            report = build_report(
+                findings,
+                {one.name: one.sights for one in found.models},
+                analysis=analysis,
+                classes=classes,
+                images=len(checked.split),
+                title=" and ".join(checked.names) if len(checked.names) < 3 else f"{len(checked.names)} models",
+                warnings=checked.warnings,
+            )
+            status, code = "finished", 0
+        except KeyboardInterrupt:
+            ignore_signals()
+            status, message, code = "interrupted", f"interrupted by {caught.name}", caught.exit_code
+        except (ray.exceptions.RayError, OSError) as error:
+            message = cause(error)
+        finally:
+            ignore_signals()
+            summary = AnalysisSummary.of(
+                findings,
+                None if findings is None else report,
+                status=status,
+                message=message,
+                run=name,
+                storage=place.url,
+                mlflow_uri=without_password(tracked.uri),
+                mlflow_run_id=tracked.run_id,
+                analysis=analysis.model_dump(mode="json"),
+                models=[_model(checked, position) for position in range(len(checked.names))],
+                data=_data(checked),
+                costs=[] if findings is None else [_cost(one) for one in found.models],
+                warnings=list(checked.warnings),
+                seconds=time.monotonic() - began,
+            )
+            if findings is not None:
+                _record(summary, findings, report, place, tracked)
+                if analysis.output is not None:
+                    _write(report, findings, summary, open_place(analysis.output))
+            tracked.finish({"finished": "FINISHED", "failed": "FAILED", "interrupted": "KILLED"}[status], message)  # type: ignore[arg-type]
+    return summary, code
+
+
+def _track(checked: CheckedAnalysis, name: str) -> TrackedRun:
+    analysis, first = checked.analysis, checked.examinations[0]
+    tags = provenance_tags(analysis.workers, "jobs/analyze.py")
+    parents = [subject.mlflow_run_id for subject in checked.subjects if subject.mlflow_run_id is not None]
+    if parents:
+        tags |= {"mlflow.parentRunId": parents[0], "distsens.trained_by": " ".join(parents)}
+    digests = {f"model.{label}.sha256": one.sha256 for label, one in zip(checked.names, checked.subjects, strict=True)}
+    return TrackedRun.create(
+        first.tracking_uri,
+        experiment=analysis.tracking.experiment,
+        name=name,
+        params=analysis.flat() | digests | {"data.digest": first.data_digest},
+        tags={**tags, "distsens.analysis": name, "distsens.model_address": " ".join(analysis.addresses)},
+        artifact_root=first.artifact_root,
+    )
+
+
+def _analyse(checked: CheckedAnalysis, view: AnalysisView) -> _Found:
+    analysis = checked.analysis
+    images, labels = share_split(checked.split)
+    first = checked.examinations[0]
+    analysts = Analysts(
+        AnalystAssignment(
+            analysis,
+            checked.subjects,
+            checked.threat,
+            first.dataset.shape,
+            len(first.dataset.classes),
+            images,
+            labels,
+            None if checked.pairs is None else ray.put(checked.pairs.adversarial),
+        )
+    )
+    models = range(len(checked.names))
+    shards = _shards(models, len(checked.split), analysis.shard)
+    measured = _merged(view.count("measuring", analysts.measure(shards, _SECONDS_BETWEEN_LOOKS), len(shards)))
+    found = [ModelFindings(name, measured[model]) for model, name in enumerate(checked.names)]
+    if analysis.ablation.images:
+        _intervene(checked, analysts, found, view)
+    if analysis.gallery.neurons:
+        wanted = {model: _wanted(checked, found[model].measured) for model in models}
+        looks = analysts.look(wanted, _SECONDS_BETWEEN_LOOKS)
+        for (model, _), sights in view.count("looking", looks, len(wanted)):
+            found[model].sights = sights
+    for model, subject in enumerate(checked.subjects):
+        found[model].history = training_history(subject)
+    return _Found(found, _matches(checked, analysts, view))
+
+
+def _shards(models: Sequence[int], images: int, size: int) -> dict[Shard, range]:
+    return {
+        (model, number): range(number * size, min((number + 1) * size, images))
+        for model in models
+        for number in range(-(-images // size))
+    }
+
+
+def _intervene(checked: CheckedAnalysis, analysts: Analysts, found: list[ModelFindings], view: AnalysisView) -> None:
+    analysis = checked.analysis
+    settings = analysis.ablation
+    plans = {}
+    for model, one in enumerate(found):
+        values, means = sensitivities(one.measured, analysis.measure)
+        plans[model] = InterventionPlan(
+            {layer: values[layer] for layer in checked.intervened[model]},
+            {layer: means[layer] for layer in checked.intervened[model]},
+            settings.replacements,
+            settings.ratios,
+            settings.draws,
+            analysis.seed,
+            settings.steps,
+            analysis.batch_size,
+        )
+    shards = _shards(range(len(found)), min(settings.images, len(checked.split)), analysis.shard)
+    done = view.count("intervening", analysts.intervene(shards, plans, _SECONDS_BETWEEN_LOOKS), len(shards))
+    for model, intervened in _merged(done).items():
+        found[model].intervened = intervened
+
+
+def _wanted(checked: CheckedAnalysis, measured: Measured) -> Any:
+    analysis = checked.analysis
+    neurons = neuron_table(measured.meters, analysis.ratio, analysis.measure)
+    first = neurons[neurons["condition"] == neurons["condition"].iloc[0]]
+    return wanted_sights(first, measured.changed, measured.activated, analysis.gallery.neurons, analysis.gallery.images)
+
+
+def _matches(checked: CheckedAnalysis, analysts: Analysts, view: AnalysisView) -> dict[str, Any]:
+    """Of layers that have the same name and number of neurons in the first model and in another."""
+    if not checked.analysis.matched_images:
+        return {}
+    mine, layers = checked.layers[0], {}
+    for model, others in list(enumerate(checked.layers))[1:]:
+        if same := {layer: layer for layer, count in others.items() if mine.get(layer) == count}:
+            layers[(0, model)] = same
+    done = view.count("matching", analysts.match(layers, _SECONDS_BETWEEN_LOOKS), len(layers))
+    return {checked.names[model]: matches for (_, model), matches in done}
+
+
+M = TypeVar("M", Measured, Intervened)
+
+
+def _merged(done: Iterator[tuple[Shard, M]]) -> dict[int, M]:
+    """The sums of each model, added in the order of its shards, so that their bits depend on no worker's speed."""
+    parts = dict(done)
+    total: dict[int, M] = {}
+    for model, number in sorted(parts):
+        if model in total:
+            total[model].merge(parts[(model, number)])
+        else:
+            total[model] = parts[(model, number)]
+    return total
+
+
+def _record(summary: AnalysisSummary, findings: Findings, report: Report, place: Place, tracked: TrackedRun) -> None:
+    _write(report, findings, summary, place)
+    tracked.log_result(summary.metrics())
+    for path, content in report.files().items():
+        tracked.log_bytes(path, content)
+    for name, content in findings.parquet().items():
+        tracked.log_bytes(f"tables/{name}.parquet", content)
+    tracked.log_json("analysis.json", summary.to_dict())
+
+
+def _write(report: Report, findings: Findings, summary: AnalysisSummary, place: Place) -> None:
+    for path, content in report.files().items():
+        place.put(path, content)
+    for name, content in findings.parquet().items():
+        place.put(f"tables/{name}.parquet", content)
+    place.put("analysis.json", summary.to_json().encode())
+
+
+def _model(checked: CheckedAnalysis, position: int) -> dict[str, Any]:
+    subject = checked.subjects[position]
+    return {
+        "name": checked.names[position],
+        "address": subject.address,
+        "sha256": subject.sha256,
+        "run": subject.run,
+        "epoch": subject.epoch,
+        "mlflow_run_id": subject.mlflow_run_id,
+    }
+
+
+def _data(checked: CheckedAnalysis) -> dict[str, Any]:
+    first = checked.examinations[0]
+    return {
+        "name": first.dataset.name,
+        "split": checked.analysis.data.split,
+        "images": len(checked.split),
+        "digest": first.data_digest,
+    }
+
+
+def _cost(one: ModelFindings) -> dict[str, float]:
+    return {"attack_seconds": one.measured.attack_seconds, "measure_seconds": one.measured.measure_seconds}

@@ -1,0 +1,97 @@
+"""Findings become a report: the page, its figures, and the tables beside it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from distsens.analysis import Analysis, Findings, Sight
+from distsens.report.analysis.figures_ablation import ablation_plates
+from distsens.report.analysis.figures_models import model_plates
+from distsens.report.analysis.figures_time import agreement_plates, time_plates
+from distsens.report.analysis.page import page
+from distsens.report.analysis.sentences import sentences
+from distsens.report.analysis.style import Plate, file_of
+
+REPORT = "report.html"
+
+
+@dataclass(frozen=True)
+class Report:
+    """The page, the figures that are in it, and the sentences that it begins with."""
+
+    html: str
+    plates: tuple[Plate, ...]
+    sentences: tuple[str, ...]
+
+    def files(self) -> dict[str, bytes]:
+        """By path: ``report.html``, and ``figures/<name>.png`` and ``.svg``."""
+        files = {REPORT: self.html.encode()}
+        for plate in self.plates:
+            for kind in ("png", "svg"):
+                files[f"figures/{plate.name}.{kind}"] = file_of(plate.figure, kind, plate.name)
+        return files
+
+
+def build_report(
+    findings: Findings,
+    sights: Mapping[str, Sequence[Sight]],
+    *,
+    analysis: Analysis,
+    classes: Sequence[str],
+    images: int,
+    title: str,
+    warnings: Sequence[str] = (),
+) -> Report:
+    """Draw and say everything that the findings hold.
+
+    Parameters
+    ----------
+    sights : by model, what its sensitive neurons see.
+    images : how many were analysed.
+    """
+    names = findings.names
+    sections = [
+        (
+            "How sensitive are they?",
+            "A neuron is a channel of a convolution or a unit of a linear layer. Its sensitivity is how much its "
+            "output changes from an image to its adversarial twin, on average over images and positions.",
+            model_plates(findings),
+        ),
+        (
+            "Do sensitive neurons decide?",
+            "Undo the attack in some neurons alone, or let it act through some neurons alone, and see what is "
+            "predicted. If sensitive neurons carry the attack, the curve of the most sensitive ones lies above that "
+            "of random ones.",
+            [plate for name in names for plate in ablation_plates(findings, name)],
+        ),
+        (
+            "Which neurons, when?",
+            "The training wrote down every neuron after every epoch, on validation and under its validation attack.",
+            [plate for name in names for plate in time_plates(findings, name)],
+        ),
+        (
+            "Do others agree?",
+            "Sensitive sets of other attacks, radii and models, compared with what random sets come to.",
+            agreement_plates(findings),
+        ),
+    ]
+    said = sentences(findings)
+    threat = analysis.threat
+    about = (
+        f"{images:,} {analysis.data.split} images of {analysis.data.name}, {findings.condition} in {threat.norm} with "
+        f"eps {threat.eps:.4g}; the {analysis.ratio:.0%} most sensitive neurons of a layer, by {analysis.measure} "
+        "sensitivity, are called sensitive."
+    )
+    document = page(
+        title=title,
+        about=about,
+        sentences=said,
+        warnings=warnings,
+        sections=sections,
+        findings=findings,
+        sights=sights,
+        classes=classes,
+        analysis=analysis,
+    )
+    return Report(document, tuple(plate for _, _, plates in sections for plate in plates), tuple(said))

@@ -1,0 +1,123 @@
+"""The report as one page that needs nothing beside it."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Mapping, Sequence
+from importlib.resources import files
+
+from distsens.analysis import Analysis, Findings, Sight
+from distsens.report.analysis.gallery import gallery_html
+from distsens.report.analysis.neuron_rows import model_rows, neuron_rows
+from distsens.report.analysis.style import Plate, inline_svg
+
+Sections = Sequence[tuple[str, str, Sequence[Plate]]]
+
+
+def page(
+    *,
+    title: str,
+    about: str,
+    sentences: Sequence[str],
+    warnings: Sequence[str],
+    sections: Sections,
+    findings: Findings,
+    sights: Mapping[str, Sequence[Sight]],
+    classes: Sequence[str],
+    analysis: Analysis,
+) -> str:
+    """The whole document. ``sections`` are titles, an introduction each, and their figures."""
+    parts = [_head(title, about), _summary(sentences, warnings), _models(findings)]
+    parts += [_section(name, words, plates) for name, words, plates in sections if plates]
+    if any(sights.values()):
+        parts.append(_gallery(sights, classes))
+    parts += [_neurons(findings), _made(analysis)]
+    return _fill(
+        "page.html", title=html.escape(title), style=_asset("page.css"), script=_asset("page.js"), body="".join(parts)
+    )
+
+
+def _asset(name: str) -> str:
+    return (files("distsens.report.analysis") / "assets" / name).read_text(encoding="utf-8")
+
+
+def _fill(name: str, **values: str) -> str:
+    text = _asset(name)
+    for key, value in values.items():
+        text = text.replace("{{" + key + "}}", value)
+    return text
+
+
+def _head(title: str, about: str) -> str:
+    return (
+        f'<header><h1>Sensitive neurons of {html.escape(title)}</h1><p class="about">{html.escape(about)}</p>'
+        '<button type="button" id="theme">light or dark</button></header>'
+    )
+
+
+def _summary(sentences: Sequence[str], warnings: Sequence[str]) -> str:
+    items = "".join(f"<li>{html.escape(one)}</li>" for one in sentences)
+    notes = "".join(f'<p class="warning">{html.escape(one)}</p>' for one in warnings)
+    return f'<section id="findings"><h2>Findings</h2><ul class="findings">{items}</ul>{notes}</section>'
+
+
+def _models(findings: Findings) -> str:
+    if len(findings.models) < 2:
+        return ""
+    return f'<section id="models"><h2>Models</h2><div class="scroll">{model_rows(findings)}</div></section>'
+
+
+def _section(name: str, words: str, plates: Sequence[Plate]) -> str:
+    figures = "".join(
+        f'<figure class="plate" id="{plate.name}"><h3>{html.escape(plate.title)}</h3>'
+        f'<div class="scroll">{inline_svg(plate.figure, plate.name, html.escape(plate.title, quote=True))}</div>'
+        f"<figcaption>{html.escape(plate.caption)}</figcaption></figure>"
+        for plate in plates
+    )
+    return f"<section><h2>{html.escape(name)}</h2><p>{html.escape(words)}</p>{figures}</section>"
+
+
+def _gallery(sights: Mapping[str, Sequence[Sight]], classes: Sequence[str]) -> str:
+    models = "".join(
+        f"<details{'' if position else ' open'}><summary>{html.escape(name)}</summary>{gallery_html(some, classes)}"
+        "</details>"
+        for position, (name, some) in enumerate(sights.items())
+        if some
+    )
+    return (
+        '<section id="gallery"><h2>What do they see?</h2><p>For the most sensitive neurons of each layer: the images '
+        "that change them most and those that activate them most, the adversarial twin, the change between the two "
+        "(grey is none, magnified until the largest is black or white), and the neuron's feature map before and after "
+        f"on one scale of colours. A unit of a linear layer has a number instead of a map.</p>{models}</section>"
+    )
+
+
+def _neurons(findings: Findings) -> str:
+    table, shown, total = neuron_rows(findings)
+    count = (
+        f"all {total:,} neurons"
+        if shown == total
+        else f"{shown:,} of {total:,} neurons, those that rank first in a layer"
+    )
+    return (
+        f'<section id="table"><h2>Neurons</h2><p>Here are {count}; tables/neurons.parquet has every neuron and '
+        "condition. A column's title sorts by it. Errors are standard errors over images. Contribution is to the "
+        "change of the margin, part its share of the layer.</p>"
+        '<label>Only rows with <input type="search" id="filter" placeholder="a layer, a model"></label>'
+        f'<div class="scroll tall">{table}</div></section>'
+    )
+
+
+def _made(analysis: Analysis) -> str:
+    rows = "".join(
+        f"<tr><th scope='row'>{html.escape(name)}</th><td>{html.escape(str(value))}</td></tr>"
+        for name, value in analysis.flat().items()
+        if value is not None and not name.startswith(("storage.", "tracking.", "output"))
+    )
+    return (
+        '<section id="made"><h2>How it was made</h2><details><summary>Every setting</summary>'
+        f'<div class="scroll"><table class="settings"><tbody>{rows}</tbody></table></div></details>'
+        "<p>The sensitivity of a neuron is the mean over pairs of an image x and its adversarial twin x', and over "
+        "positions, of |F(x) - F(x')|, for F its outputs (Zhang et al., IEEE TIP 2021, arXiv 1909.06978). Made with "
+        "distsens and matplotlib.</p></section>"
+    )
