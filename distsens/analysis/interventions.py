@@ -69,9 +69,13 @@ class InterventionPlan:
         return sorted({selected_count(neurons, ratio) for ratio in self.ratios})
 
     def patched(self, layer: str) -> list[int]:
-        """How many neurons' adversarial values are let in, in doubling steps: 1, 2, 4, ... and all."""
-        neurons = len(self.sensitivity[layer])
-        return sorted({*(2**power for power in range(neurons.bit_length()) if 2**power < neurons), neurons})
+        """How many neurons' adversarial values are let in."""
+        return doublings(len(self.sensitivity[layer]))
+
+
+def doublings(neurons: int) -> list[int]:
+    """1, 2, 4, ... and all."""
+    return [*(2**power for power in range(neurons.bit_length()) if 2**power < neurons), neurons]
 
 
 class Ablated(NamedTuple):

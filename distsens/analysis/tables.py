@@ -8,7 +8,7 @@ from collections.abc import Mapping
 import numpy as np
 import pandas as pd
 
-from distsens.analysis.interventions import ALL_LAYERS, Intervened
+from distsens.analysis.interventions import ALL_LAYERS, Intervened, doublings
 from distsens.analysis.measurement import NOISE, Measured
 from distsens.evaluation import over_seeds, wilson
 from distsens.sensitivity import NeuronStatistics, StatisticsMeter, select_neurons, selected_count
@@ -160,8 +160,7 @@ def flip_curves(patching: pd.DataFrame) -> pd.DataFrame:
     keys = [name for name in ("model", "layer", "selection") if name in patching]
     for key, group in patching.groupby(keys, sort=False):
         images = int(group["images"].iloc[0])
-        grid = sorted(set(group.loc[group["neurons"] > 0, "neurons"]))
-        for neurons in grid:
+        for neurons in doublings(int(group["layer_neurons"].iloc[0])):
             reached = group["neurons"].between(1, neurons)
             draws = group.assign(reached=group["flipped"].where(reached, 0)).groupby("draw")["reached"].sum()
             shares = (draws / max(1, images)).tolist()

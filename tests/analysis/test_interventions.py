@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-from typing import Any
-
 import pandas as pd
 import pytest
 import torch
@@ -21,12 +19,13 @@ from distsens.analysis import (
     patching_table,
 )
 from distsens.attacks import logits_of
+from tests.analysis.digit_pairs import Digits
 
 SIZES = {"0": 8, "2": 12, "5": 20}
 
 
 @pytest.fixture(scope="module")
-def plan(small: Any) -> InterventionPlan:
+def plan(small: Digits) -> InterventionPlan:
     neurons = measure(small.model, small.images, small.twins)
     parts = dict(list(neurons.groupby("layer", sort=False)))
     return InterventionPlan(
@@ -37,11 +36,11 @@ def plan(small: Any) -> InterventionPlan:
 
 
 @pytest.fixture(scope="module")
-def found(small: Any, plan: InterventionPlan) -> Intervened:
+def found(small: Digits, plan: InterventionPlan) -> Intervened:
     return intervene(small.model, small.images, small.twins, small.labels, plan)
 
 
-def test_every_neuron_set_back_undoes_the_attack_and_zeros_undo_the_network(small: Any, found: Intervened) -> None:
+def test_every_neuron_set_back_undoes_the_attack_and_zeros_undo_the_network(small: Digits, found: Intervened) -> None:
     clean = int((logits_of(small.model, small.images).argmax(1) == small.labels).sum())
     constant = small.model[6:](torch.zeros(1, 20)).argmax().item()
     of_constant = int((small.labels == constant).sum())
@@ -55,7 +54,7 @@ def test_every_neuron_set_back_undoes_the_attack_and_zeros_undo_the_network(smal
     assert found.attacked < found.right
 
 
-def test_shards_merge_to_what_one_worker_counts(small: Any, plan: InterventionPlan, found: Intervened) -> None:
+def test_shards_merge_to_what_one_worker_counts(small: Digits, plan: InterventionPlan, found: Intervened) -> None:
     merged = Intervened()
     for rows in (slice(0, 25), slice(25, 50), slice(50, 60)):
         merged.merge(intervene(small.model, small.images[rows], small.twins[rows], small.labels[rows], plan))
@@ -98,7 +97,7 @@ def test_contributions_sum_to_the_change_of_the_margin(found: Intervened) -> Non
     )
 
 
-def test_only_what_is_asked_for_is_done(small: Any, plan: InterventionPlan) -> None:
+def test_only_what_is_asked_for_is_done(small: Digits, plan: InterventionPlan) -> None:
     rows = slice(0, 5)
     part = intervene(small.model, small.images[rows], small.twins[rows], small.labels[rows], plan, "patch")
     assert part.first

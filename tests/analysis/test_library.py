@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-from typing import Any
-
 import pandas as pd
 import pytest
 import torch
@@ -21,9 +19,10 @@ from distsens.analysis import (
 )
 from distsens.errors import InputError
 from distsens.sensitivity import SensitivityMeter, split_pairs
+from tests.analysis.digit_pairs import Digits
 
 
-def test_probe_describes_every_neuron(small: Any) -> None:
+def test_probe_describes_every_neuron(small: Digits) -> None:
     table = probe(small.model, small.images)
     assert table.groupby("layer", sort=False).size().to_dict() == {"0": 8, "2": 12, "5": 20}
     assert table.groupby("layer", sort=False)["positions"].first().tolist() == [64, 9, 1]
@@ -32,7 +31,7 @@ def test_probe_describes_every_neuron(small: Any) -> None:
     assert table["silent"].between(0, 1).all()
 
 
-def test_measure_is_the_meter_of_the_training_and_marks_the_top(small: Any) -> None:
+def test_measure_is_the_meter_of_the_training_and_marks_the_top(small: Digits) -> None:
     table = measure(small.model, small.images, small.twins, small.labels)
     meter = SensitivityMeter()
     outputs = small.model[:1](torch.cat([small.images, small.twins])).flatten(2)
@@ -46,7 +45,7 @@ def test_measure_is_the_meter_of_the_training_and_marks_the_top(small: Any) -> N
     assert top_k(table, 1, by="relative")["relative"].tolist() == table.groupby("layer")["relative"].max().tolist()
 
 
-def test_ablate_patch_and_compare_take_and_give_tables(small: Any, other_seed: nn.Module) -> None:
+def test_ablate_patch_and_compare_take_and_give_tables(small: Digits, other_seed: nn.Module) -> None:
     first = measure(small.model, small.images, small.twins)
     chosen = first[first["layer"] == "5"]
     curves = ablate(small.model, small.images, small.twins, small.labels, chosen, ratios=(0.5,), draws=2)
@@ -59,7 +58,7 @@ def test_ablate_patch_and_compare_take_and_give_tables(small: Any, other_seed: n
     assert both["absolute"][0] == pytest.approx(first[first["layer"] == "0"]["absolute"].mean())
 
 
-def test_a_permuted_network_is_matched_back(small: Any) -> None:
+def test_a_permuted_network_is_matched_back(small: Digits) -> None:
     order = torch.randperm(20, generator=torch.Generator().manual_seed(0))
     permuted = nn.Sequential(*small.model[:5], nn.Linear(108, 20), nn.ReLU(), nn.Linear(20, 10)).eval()
     with torch.no_grad():
@@ -82,7 +81,7 @@ def test_a_permuted_network_is_matched_back(small: Any) -> None:
     assert agreement.loc["5", "unmatched"] < 1.0
 
 
-def test_one_model_agrees_with_itself_under_another_condition(small: Any) -> None:
+def test_one_model_agrees_with_itself_under_another_condition(small: Digits) -> None:
     table = measure(small.model, small.images, small.twins)
     both = [table.assign(condition="a"), table.assign(condition="b")]
     agreement = condition_agreement(pd.concat(both))
@@ -90,7 +89,7 @@ def test_one_model_agrees_with_itself_under_another_condition(small: Any) -> Non
     assert (agreement["chance"] < 0.2).all()
 
 
-def test_what_cannot_be_is_refused_by_name(small: Any) -> None:
+def test_what_cannot_be_is_refused_by_name(small: Digits) -> None:
     with pytest.raises(InputError, match="adversarial"):
         measure(small.model, small.images, small.twins[:3])
     with pytest.raises(InputError, match="layers"):

@@ -1,27 +1,26 @@
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 import torch
 
 from distsens.analysis import CLEAN, NOISE, SAVED, Measured, MeasurementPlan, make_pairs, measure_images, measured_rows
 from distsens.attacks import attack_named, logits_of
 from distsens.sensitivity import ActivationProbe, StatisticsMeter
+from tests.analysis.digit_pairs import Digits
 
 
 @pytest.fixture
-def plan(small: Any) -> MeasurementPlan:
+def plan(small: Digits) -> MeasurementPlan:
     attacks = {"pgd": small.attack, "fgsm": attack_named("fgsm", small.attack.threat)}
     return MeasurementPlan(attacks, "linf", ("0", "2", "5"), 10, batch_size=7, kept_images=3)
 
 
-def measured(small: Any, plan: MeasurementPlan, rows: slice) -> Measured:
+def measured(small: Digits, plan: MeasurementPlan, rows: slice) -> Measured:
     numbers = torch.arange(len(small.images))
     return measure_images(small.model, small.images[rows], small.labels[rows], numbers[rows], plan)[0]
 
 
-def test_shards_merge_to_what_one_worker_measures(small: Any, plan: MeasurementPlan) -> None:
+def test_shards_merge_to_what_one_worker_measures(small: Digits, plan: MeasurementPlan) -> None:
     whole = measured(small, plan, slice(0, 60))
     merged = measured(small, plan, slice(0, 14))  # whole batches, so that the very same forwards are made
     for rows in (slice(14, 35), slice(35, 60)):
@@ -35,7 +34,7 @@ def test_shards_merge_to_what_one_worker_measures(small: Any, plan: MeasurementP
     assert all(torch.equal(merged.changed.images[layer], whole.changed.images[layer]) for layer in plan.layers)
 
 
-def test_the_same_shards_in_the_same_order_give_the_same_bits(small: Any, plan: MeasurementPlan) -> None:
+def test_the_same_shards_in_the_same_order_give_the_same_bits(small: Digits, plan: MeasurementPlan) -> None:
     totals = []
     for _ in range(2):
         total = measured(small, plan, slice(0, 30))
@@ -44,7 +43,9 @@ def test_the_same_shards_in_the_same_order_give_the_same_bits(small: Any, plan: 
     assert all(torch.equal(getattr(totals[0], field), value) for field, value in vars(totals[1]).items())
 
 
-def test_sensitivity_is_between_the_images_and_the_twins_that_are_returned(small: Any, plan: MeasurementPlan) -> None:
+def test_sensitivity_is_between_the_images_and_the_twins_that_are_returned(
+    small: Digits, plan: MeasurementPlan
+) -> None:
     numbers = torch.arange(60)
     found, twins = measure_images(small.model, small.images, small.labels, numbers, plan)
     assert torch.equal(twins, make_pairs(small.model, small.images, small.labels, numbers, plan))
@@ -64,7 +65,7 @@ def test_sensitivity_is_between_the_images_and_the_twins_that_are_returned(small
     assert found.correct["pgd"] == int((right & still).sum())
 
 
-def test_noise_disturbs_less_than_the_attack_of_the_same_norm(small: Any, plan: MeasurementPlan) -> None:
+def test_noise_disturbs_less_than_the_attack_of_the_same_norm(small: Digits, plan: MeasurementPlan) -> None:
     found = measured(small, plan, slice(0, 60))
     assert found.correct[NOISE] > found.correct["pgd"]
     last = plan.layers[-1]
@@ -74,7 +75,7 @@ def test_noise_disturbs_less_than_the_attack_of_the_same_norm(small: Any, plan: 
     assert rows["pgd"]["accuracy"] < rows[CLEAN]["accuracy"]
 
 
-def test_saved_pairs_are_measured_without_an_attack(small: Any) -> None:
+def test_saved_pairs_are_measured_without_an_attack(small: Digits) -> None:
     plan = MeasurementPlan({}, "linf", ("5",), 10, batch_size=16)
     found, twins = measure_images(small.model, small.images, small.labels, torch.arange(60), plan, pairs=small.twins)
     assert torch.equal(twins, small.twins)

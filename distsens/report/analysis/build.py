@@ -11,7 +11,7 @@ from distsens.report.analysis.figures_models import model_plates
 from distsens.report.analysis.figures_time import agreement_plates, time_plates
 from distsens.report.analysis.page import page
 from distsens.report.analysis.sentences import sentences
-from distsens.report.analysis.style import Plate, file_of
+from distsens.report.analysis.style import Plate
 
 REPORT = "report.html"
 
@@ -28,8 +28,7 @@ class Report:
         """By path: ``report.html``, and ``figures/<name>.png`` and ``.svg``."""
         files = {REPORT: self.html.encode()}
         for plate in self.plates:
-            for kind in ("png", "svg"):
-                files[f"figures/{plate.name}.{kind}"] = file_of(plate.figure, kind, plate.name)
+            files |= {f"figures/{plate.name}.png": plate.png, f"figures/{plate.name}.svg": plate.svg}
         return files
 
 

@@ -10,7 +10,18 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import PercentFormatter
 
 from distsens.analysis import NOISE, Findings
-from distsens.report.analysis.style import COLOURS, MARKERS, STYLES, Plate, drawn, grid, name_ticks, short, some
+from distsens.report.analysis.style import (
+    COLOURS,
+    MARKERS,
+    STYLES,
+    Plate,
+    drawn,
+    grid,
+    name_ticks,
+    plain_log,
+    short,
+    some,
+)
 
 _LABELS = {"absolute": "mean |change| of a neuron's output", "relative": "mean |change| / mean |benign output|"}
 
@@ -142,7 +153,7 @@ def _distributions(findings: Findings) -> Figure:
         )  # fmt: skip
     name_ticks(axes, layers)
     axes.set_yscale("log")
-    axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    plain_log(axes.yaxis)
     axes.set_ylabel("relative sensitivity")
     axes.set_xlabel("layer")
     axes.grid(axis="x", visible=False)
@@ -168,7 +179,8 @@ def _noise(findings: Findings) -> Figure:
         one.plot([low, high], [low, high], color="#777777", linewidth=1)
         one.set(xscale="log", yscale="log", xlim=(low, high), ylim=(low, high), title=name)
         for axis in (one.xaxis, one.yaxis):
-            axis.set_major_formatter(lambda value, _: f"{value:g}")
+            plain_log(axis)
+        one.tick_params(axis="x", rotation=40)
         one.set_xlabel("sensitivity to noise")
         one.set_ylabel(f"sensitivity to {findings.condition}")
     bar = figure.colorbar(dots, ax=axes, shrink=0.9)

@@ -51,7 +51,7 @@ def time_plates(findings: Findings, name: str) -> list[Plate]:
     if len(epochs) > 1:
         plates.append(
             Plate(
-                f"robustness{label}",
+                f"training{label}",
                 "Sensitivity and robust accuracy over the epochs",
                 drawn(lambda: _robust(history, epochs)),
                 f"{name}: robust accuracy on validation against the mean over layers of the mean sensitivity, one dot "

@@ -54,10 +54,11 @@ def _cell(sight: Sight, classes: Sequence[str]) -> str:
         for name, uri in pictures
     )
     before, after = float(sight.before.mean()), float(sight.after.mean())
+    change = float(np.abs(sight.after - sight.before).mean())
     said = (
         f"no. {sight.image}, {html.escape(classes[sight.label])}: taken for "
         f"{html.escape(classes[sight.benign_prediction])}, then {html.escape(classes[sight.adversarial_prediction])}; "
-        f"output {before:.3g} → {after:.3g}"
+        f"output {before:.3g} → {after:.3g}, mean |change| {change:.3g}"
     )
     return f'<div class="sight"><div class="pictures">{figures}</div><p>{said}</p></div>'
 

@@ -69,8 +69,8 @@ def _models(findings: Findings) -> str:
 
 def _section(name: str, words: str, plates: Sequence[Plate]) -> str:
     figures = "".join(
-        f'<figure class="plate" id="{plate.name}"><h3>{html.escape(plate.title)}</h3>'
-        f'<div class="scroll">{inline_svg(plate.figure, plate.name, html.escape(plate.title, quote=True))}</div>'
+        f'<figure class="plate" id="figure-{plate.name}"><h3>{html.escape(plate.title)}</h3>'
+        f'<div class="scroll">{inline_svg(plate, html.escape(plate.title, quote=True))}</div>'
         f"<figcaption>{html.escape(plate.caption)}</figcaption></figure>"
         for plate in plates
     )

@@ -6,11 +6,14 @@ import io
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import matplotlib as mpl
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter
 
 # Okabe and Ito's palette, which colour-blind readers can tell apart, and which reads on white and on near black.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
@@ -25,6 +28,7 @@ _SETTINGS: Any = {
     "font.family": "sans-serif",
     "font.size": 10.0,
     "svg.fonttype": "none",
+    "text.parse_math": False,  # a model may be called $x$
     "text.color": _INK,
     "axes.edgecolor": _INK,
     "axes.labelcolor": _INK,
@@ -58,6 +62,16 @@ class Plate:
     figure: Figure
     caption: str
 
+    @cached_property
+    def svg(self) -> bytes:
+        """The figure as an SVG file, the same bytes for the same figure."""
+        return _rendered(self.figure, "svg", self.name)
+
+    @cached_property
+    def png(self) -> bytes:
+        """The figure as a PNG file."""
+        return _rendered(self.figure, "png", self.name)
+
 
 def drawn(draw: Callable[[], Figure]) -> Figure:
     """Draw a figure in this style, whatever the process has set."""
@@ -65,24 +79,28 @@ def drawn(draw: Callable[[], Figure]) -> Figure:
         return draw()
 
 
-def file_of(figure: Figure, kind: str, name: str) -> bytes:
-    """The figure as a PNG or SVG file, the same bytes for the same figure."""
+def _rendered(figure: Figure, kind: str, name: str) -> bytes:
     buffer = io.BytesIO()
     with mpl.rc_context({**_SETTINGS, "svg.hashsalt": name}):
         metadata = {"Date": None} if kind == "svg" else {"Software": None}
         figure.savefig(buffer, format=kind, dpi=_DPI, metadata=metadata)
+    figure.set_layout_engine("none")  # laid out once: it takes as long as drawing, and moves a little each time
     return buffer.getvalue()
 
 
-def inline_svg(figure: Figure, name: str, label: str) -> str:
-    """The figure as an SVG element whose ink and paper are those of the page around it.
+def inline_svg(plate: Plate, label: str) -> str:
+    """Its figure as an SVG element whose ink and paper are those of the page around it.
 
-    Its ids begin with the name, because all figures of a page share one space of ids.
+    Its ids begin with the name, because all figures of a page share one space of ids; those that nothing needs go.
     """
-    text = file_of(figure, "svg", name).decode()
+    text, name = plate.svg.decode(), f"{plate.name}-"
     text = text[text.index("<svg") :]
     text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
-    text = re.sub(r'\bid="([^"]+)"', rf'id="{name}-\1"', text)
+    referred = set(re.findall(r'href="#([^"]+)"|url\(#([^)]+)\)', text))
+    known = {one for pair in referred for one in pair}
+    text = re.sub(
+        r' id="([^"]+)"', lambda found: f' id="{name}-{found[1]}"' if found[1] in known else "", text
+    )
     text = re.sub(r'href="#([^"]+)"', rf'href="#{name}-\1"', text)
     text = re.sub(r"url\(#([^)]+)\)", rf"url(#{name}-\1)", text)
     # The paper first: it is the one white patch, behind everything.
@@ -90,7 +108,7 @@ def inline_svg(figure: Figure, name: str, label: str) -> str:
     width, height = (float(x) for x in re.findall(r'(?:width|height)="([\d.]+)pt"', text)[:2])
     head = (
         f'<svg role="img" aria-label="{label}" viewBox="0 0 {width:g} {height:g}"'
-        f' style="min-width:{width * 0.62:.0f}px"'
+        f' style="min-width:{width * 0.62:.0f}px; max-width:{width * 1.4:.0f}px"'
         ' xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink">'
     )
     return re.sub(r"<svg[^>]*>", lambda _: head, text, count=1)
@@ -118,10 +136,17 @@ def name_ticks(axes: Axes, names: Sequence[str]) -> None:
     """Name the positions 0, 1, ... on the horizontal axis; of many names some, and long ones slanting."""
     shown = some(names, 16)
     places = [names.index(name) for name in shown]
-    slanted = sum(len(name) for name in shown) > 45
+    slanted = sum(len(short(name)) for name in shown) > 36
     axes.set_xticks(
         places, [short(name) for name in shown], rotation=40 if slanted else 0, ha="right" if slanted else "center"
     )
+
+
+def plain_log(axis: Axis) -> None:
+    """A logarithmic scale whose ticks are plain numbers: 0.1, 0.2, 0.5, 1, ..."""
+    axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    axis.set_major_formatter(lambda value, _: f"{value:g}")
+    axis.set_minor_formatter(NullFormatter())
 
 
 def short(name: str, most: int = 22) -> str:
