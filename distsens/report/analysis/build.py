@@ -93,4 +93,8 @@ def build_report(
         classes=classes,
         analysis=analysis,
     )
-    return Report(document, tuple(plate for _, _, plates in sections for plate in plates), tuple(said))
+    return Report(
+        document,
+        tuple(plate for _, _, plates in sections for plate in plates),
+        tuple(one for some in said.values() for one in some),
+    )

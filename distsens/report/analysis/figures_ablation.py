@@ -21,13 +21,14 @@ def ablation_plates(findings: Findings, name: str) -> list[Plate]:
     if len(curves) == 0:
         return []
     label = f"-{findings.names.index(name) + 1}"
+    whose = f"{name}: " if len(findings.names) > 1 else ""
     whole = of_model(findings.interventions, name).iloc[0]
     ends = (float(whole["right"]), float(whole["attacked"]))
     images, draws = int(curves["images"].iloc[0]), int(curves["draws"].max())
     plates = [
         Plate(
             f"ablation-{replacement}{label}",
-            f"Accuracy under attack when neurons are set to {_WHAT[replacement]}",
+            f"{whose}Accuracy under attack when neurons are set to {_WHAT[replacement]}",
             drawn(lambda part=part: _ablation(part, ends)),  # type: ignore[misc]
             f"{name}: accuracy on {images} adversarial images against the number of a layer's neurons that are set to "
             f"{_WHAT[replacement]}, chosen by sensitivity from the top, from the bottom, or at random. Bands: "
@@ -41,7 +42,7 @@ def ablation_plates(findings: Findings, name: str) -> list[Plate]:
         plates.append(
             Plate(
                 f"flips{label}",
-                "How many neurons it takes to flip the prediction",
+                f"{whose}How many neurons it takes to flip the prediction",
                 drawn(lambda: _flips(flips)),
                 f"{name}: of the {int(flips['images'].iloc[0])} images whose prediction the attack changes, the part "
                 "whose prediction changes already when at most so many neurons of one layer say what they say to the "
@@ -54,7 +55,7 @@ def ablation_plates(findings: Findings, name: str) -> list[Plate]:
         plates.append(
             Plate(
                 f"contributions{label}",
-                "How much of the logit change sensitive neurons carry",
+                f"{whose}How much of the logit change sensitive neurons carry",
                 drawn(lambda: _contributions(neurons)),
                 f"{name}: the part of the change of the margin (logit of the wrong class less that of the label) that "
                 "the most sensitive neurons of a layer contribute, by gradient times difference averaged on the way "

@@ -23,7 +23,7 @@ from distsens.report.analysis.style import (
     some,
 )
 
-_LABELS = {"absolute": "mean |change| of a neuron's output", "relative": "mean |change| / mean |benign output|"}
+_LABELS = {"absolute": "mean |change| of an output", "relative": "mean |change| / mean |output|"}
 
 
 def model_plates(findings: Findings) -> list[Plate]:
@@ -153,7 +153,7 @@ def _distributions(findings: Findings) -> Figure:
         )  # fmt: skip
     name_ticks(axes, layers)
     axes.set_yscale("log")
-    plain_log(axes.yaxis)
+    plain_log(axes.yaxis, *axes.get_ylim())
     axes.set_ylabel("relative sensitivity")
     axes.set_xlabel("layer")
     axes.grid(axis="x", visible=False)
@@ -179,8 +179,7 @@ def _noise(findings: Findings) -> Figure:
         one.plot([low, high], [low, high], color="#777777", linewidth=1)
         one.set(xscale="log", yscale="log", xlim=(low, high), ylim=(low, high), title=name)
         for axis in (one.xaxis, one.yaxis):
-            plain_log(axis)
-        one.tick_params(axis="x", rotation=40)
+            plain_log(axis, low, high)
         one.set_xlabel("sensitivity to noise")
         one.set_ylabel(f"sensitivity to {findings.condition}")
     bar = figure.colorbar(dots, ax=axes, shrink=0.9)
@@ -204,7 +203,7 @@ def _classes(findings: Findings) -> Figure:
         layers = list(table.columns)
         shown = one.imshow(table.loc[labels], aspect="auto", cmap="PuOr_r", vmin=1 - limit, vmax=1 + limit)
         one.set_yticks(range(len(labels)), [short(str(label), 16) for label in labels], fontsize=8)
-        name_ticks(one, layers)
+        name_ticks(one, layers, 20)
         one.grid(visible=False)
         one.set(title=name, xlabel="layer", ylabel="class")
     figure.colorbar(shown, ax=axes, shrink=0.9, label="sensitivity / mean")

@@ -22,11 +22,12 @@ def time_plates(findings: Findings, name: str) -> list[Plate]:
     if len(history) == 0 or history["epoch"].nunique() < 2:
         return []
     label = f"-{findings.names.index(name) + 1}"
+    whose = f"{name}: " if len(findings.names) > 1 else ""
     turnover, epochs = of_model(findings.turnover, name), of_model(findings.epochs, name)
     plates = [
         Plate(
             f"epochs{label}",
-            "Every neuron over the training",
+            f"{whose}Every neuron over the training",
             drawn(lambda: _heat_maps(history)),
             f"{name}: relative sensitivity on validation of each neuron (a row) after each epoch, as the training "
             "measured it. Rows are sorted by the last epoch, the most sensitive on top; of wide layers "
@@ -35,14 +36,14 @@ def time_plates(findings: Findings, name: str) -> list[Plate]:
         ),
         Plate(
             f"jaccard{label}",
-            "Are they the same neurons?",
+            f"{whose}Are they the same neurons?",
             drawn(lambda: _jaccard(history)),
             f"{name}: Jaccard index of the sensitive neurons of every two epochs (common ones over all of both), 1 if "
             "they are the same.",
         ),
         Plate(
             f"turnover{label}",
-            "Births and deaths of sensitive neurons",
+            f"{whose}Births and deaths of sensitive neurons",
             drawn(lambda: _turnover(turnover)),
             f"{name}: the part of a layer's sensitive neurons that were not sensitive an epoch before (births; as the "
             "set keeps its size, as many die), and the Jaccard index with the last epoch. Dotted: random sets.",
@@ -52,7 +53,7 @@ def time_plates(findings: Findings, name: str) -> list[Plate]:
         plates.append(
             Plate(
                 f"training{label}",
-                "Sensitivity and robust accuracy over the epochs",
+                f"{whose}Sensitivity and robust accuracy over the epochs",
                 drawn(lambda: _robust(history, epochs)),
                 f"{name}: robust accuracy on validation against the mean over layers of the mean sensitivity, one dot "
                 "an epoch, joined in their order; epochs of one run are not independent of one another.",

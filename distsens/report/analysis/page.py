@@ -18,7 +18,7 @@ def page(
     *,
     title: str,
     about: str,
-    sentences: Sequence[str],
+    sentences: Mapping[str, Sequence[str]],
     warnings: Sequence[str],
     sections: Sections,
     findings: Findings,
@@ -55,10 +55,22 @@ def _head(title: str, about: str) -> str:
     )
 
 
-def _summary(sentences: Sequence[str], warnings: Sequence[str]) -> str:
-    items = "".join(f"<li>{html.escape(one)}</li>" for one in sentences)
+def _summary(sentences: Mapping[str, Sequence[str]], warnings: Sequence[str]) -> str:
+    between, own = _list(sentences[""]), {name: some for name, some in sentences.items() if name}
+    if len(own) == 1:
+        items = between + "".join(_list(some) for some in own.values())
+    else:
+        items = between + "".join(
+            f"<details><summary>{html.escape(name)} by itself</summary>{_list(some)}</details>"
+            for name, some in own.items()
+        )
     notes = "".join(f'<p class="warning">{html.escape(one)}</p>' for one in warnings)
-    return f'<section id="findings"><h2>Findings</h2><ul class="findings">{items}</ul>{notes}</section>'
+    return f'<section id="findings"><h2>Findings</h2>{items}{notes}</section>'
+
+
+def _list(sentences: Sequence[str]) -> str:
+    items = "".join(f"<li>{html.escape(one)}</li>" for one in sentences)
+    return f'<ul class="findings">{items}</ul>' if items else ""
 
 
 def _models(findings: Findings) -> str:

@@ -19,20 +19,11 @@ _VERDICTS = {
 }
 
 
-def sentences(findings: Findings) -> list[str]:
-    """The findings that can be said of these tables, those about one model first, then those between models."""
-    found = []
-    for name in findings.names:
-        found += [
-            *_accuracy(findings, name),
-            *_floor(findings, name),
-            *_ablation(findings, name),
-            *_flips(findings, name),
-            *_contributions(findings, name),
-            *_training(findings, name),
-            *_conditions(findings, name),
-        ]
-    return [*found, *_models(findings)]
+def sentences(findings: Findings) -> dict[str, list[str]]:
+    """The findings that can be said of these tables: under ``""`` those between models, then each model's own."""
+    alone = (_accuracy, _floor, _ablation, _flips, _contributions, _training, _conditions)
+    own = {name: [sentence for say in alone for sentence in say(findings, name)] for name in findings.names}
+    return {"": _models(findings), **own}
 
 
 def _accuracy(findings: Findings, name: str) -> list[str]:
@@ -207,7 +198,9 @@ def _conditions(findings: Findings, name: str) -> list[str]:
 def _models(findings: Findings) -> list[str]:
     if len(findings.models) < 2:
         return []
-    said = []
+    attacked = findings.models.sort_values("robust", ascending=False).to_dict("records")
+    listed = ", ".join(f"{row['model']} {row['robust']:.1%}" for row in attacked)
+    said = [f"Accuracy under {findings.condition}, from the most: {listed}."]
     for measure in ("absolute", "relative"):
         rows = findings.models.sort_values(measure)
         listed = ", ".join(f"{row['model']} {row[measure]:.3g}" for row in rows.to_dict("records"))

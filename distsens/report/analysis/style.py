@@ -98,9 +98,7 @@ def inline_svg(plate: Plate, label: str) -> str:
     text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
     referred = set(re.findall(r'href="#([^"]+)"|url\(#([^)]+)\)', text))
     known = {one for pair in referred for one in pair}
-    text = re.sub(
-        r' id="([^"]+)"', lambda found: f' id="{name}-{found[1]}"' if found[1] in known else "", text
-    )
+    text = re.sub(r' id="([^"]+)"', lambda found: f' id="{name}-{found[1]}"' if found[1] in known else "", text)
     text = re.sub(r'href="#([^"]+)"', rf'href="#{name}-\1"', text)
     text = re.sub(r"url\(#([^)]+)\)", rf"url(#{name}-\1)", text)
     # The paper first: it is the one white patch, behind everything.
@@ -108,7 +106,7 @@ def inline_svg(plate: Plate, label: str) -> str:
     width, height = (float(x) for x in re.findall(r'(?:width|height)="([\d.]+)pt"', text)[:2])
     head = (
         f'<svg role="img" aria-label="{label}" viewBox="0 0 {width:g} {height:g}"'
-        f' style="min-width:{width * 0.62:.0f}px; max-width:{width * 1.4:.0f}px"'
+        f' style="min-width:{width * 0.9:.0f}px; max-width:{width * 1.4:.0f}px"'
         ' xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink">'
     )
     return re.sub(r"<svg[^>]*>", lambda _: head, text, count=1)
@@ -116,8 +114,8 @@ def inline_svg(plate: Plate, label: str) -> str:
 
 def grid(panels: int, columns: int = 3, *, width: float = 3.2, height: float = 2.6) -> tuple[Figure, list[Axes]]:
     """A figure of so many panels, in rows of at most so many columns."""
-    columns = max(1, min(columns, panels))
     rows = -(-panels // columns)
+    columns = -(-panels // rows)  # four in two rows of two, not in one of three and one alone
     figure = Figure(figsize=(width * columns + 0.4, height * rows + 0.5), layout="constrained")
     axes = list(figure.subplots(rows, columns, squeeze=False).flat)
     for spare in axes[panels:]:
@@ -132,19 +130,19 @@ def some(layers: Sequence[str], most: int = 12) -> list[str]:
     return [layers[round(i * (len(layers) - 1) / (most - 1))] for i in range(most)]
 
 
-def name_ticks(axes: Axes, names: Sequence[str]) -> None:
-    """Name the positions 0, 1, ... on the horizontal axis; of many names some, and long ones slanting."""
+def name_ticks(axes: Axes, names: Sequence[str], room: int = 36) -> None:
+    """Name the positions 0, 1, ... on the horizontal axis: of many names some, slanting beyond ``room`` letters."""
     shown = some(names, 16)
     places = [names.index(name) for name in shown]
-    slanted = sum(len(short(name)) for name in shown) > 36
+    slanted = sum(len(short(name)) for name in shown) > room
     axes.set_xticks(
         places, [short(name) for name in shown], rotation=40 if slanted else 0, ha="right" if slanted else "center"
     )
 
 
-def plain_log(axis: Axis) -> None:
-    """A logarithmic scale whose ticks are plain numbers: 0.1, 0.2, 0.5, 1, ..."""
-    axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+def plain_log(axis: Axis, low: float, high: float) -> None:
+    """A logarithmic scale whose ticks are plain numbers: 0.1, 1, ..., and 0.2, 0.5, ... where they are few."""
+    axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if high < 50.0 * low else (1.0,)))
     axis.set_major_formatter(lambda value, _: f"{value:g}")
     axis.set_minor_formatter(NullFormatter())
 

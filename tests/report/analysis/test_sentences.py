@@ -14,8 +14,10 @@ from tests.report.analysis.conftest import NAMES
 
 
 def test_the_sentences_say_the_numbers_of_the_tables(findings: Findings, report: Report) -> None:
-    said = sentences(findings)
-    assert tuple(said) == report.sentences
+    of = sentences(findings)
+    assert list(of) == ["", *NAMES]
+    assert tuple(one for some in of.values() for one in some) == report.sentences
+    said = [*of[NAMES[0]], *of[""]]
     attacked = findings.conditions.query("model == @NAMES[0] and condition == 'pgd'")["accuracy"].iloc[0]
     assert f"{attacked:.1%}" in said[0]
     assert said[0].startswith(f"{NAMES[0]} classifies ")
@@ -35,7 +37,7 @@ def test_the_verdict_goes_by_where_random_sets_lie(findings: Findings, top: floa
     curves.loc[rows, ["accuracy", "low", "high"]] = (0.5, 0.4, 0.6)
     changed = replace(findings, ablation_curves=curves)
     assert {one["verdict"] for one in ablation_verdicts(changed, NAMES[0])} == {verdict}
-    assert any(words in one for one in sentences(changed))
+    assert any(words in one for one in sentences(changed)[NAMES[0]])
 
 
 def test_what_was_not_done_is_not_spoken_of(findings: Findings) -> None:
@@ -44,7 +46,7 @@ def test_what_was_not_done_is_not_spoken_of(findings: Findings) -> None:
         for name in ("ablation_curves", "flip_curves", "completeness", "interventions", "turnover", "epochs", "history",
                      "history_correlation", "condition_agreement", "model_agreement", "robustness")
     }  # fmt: skip
-    said = sentences(replace(findings, **nothing))
+    said = [one for some in sentences(replace(findings, **nothing)).values() for one in some]
     assert any("classifies" in one for one in said)
     assert not any("value leaves" in one or "flip half" in one or "After its first epoch" in one for one in said)
 
