@@ -50,7 +50,7 @@ def build_plan(analysis: Analysis, threat: Threat, model: nn.Module, classes: in
         build_conditions(analysis, threat),
         threat.norm,
         match_layers(model, analysis.layers),
-        classes,
+        classes if classes <= analysis.by_class else 0,
         analysis.seed,
         analysis.batch_size,
         analysis.gallery.images,

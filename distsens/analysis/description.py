@@ -57,6 +57,9 @@ class Analysis(Section):
     eps: tuple[Number, ...] = Field((), description="Further radii at which the first attack is compared.")
     pairs: str | None = Field(None, description="Folder or s3:// of pairs that jobs/evaluate.py saved; no attack then.")
     layers: tuple[str, ...] = Field(("auto",), min_length=1, description="Layers: names, globs, or auto.")
+    by_class: Count = Field(
+        100, ge=0, description="Measure each class by itself if there are no more than so many; memory grows with them."
+    )
     measure: Literal["absolute", "relative"] = Field("absolute", description="By what neurons are ranked.")
     ratio: Number = Field(0.1, gt=0, le=1, description="Part of each layer's neurons that counts as sensitive.")
     ablation: Ablation = Ablation()

@@ -78,7 +78,6 @@ def measure(
     model: nn.Module,
     benign: Tensor,
     adversarial: Tensor,
-    labels: Tensor | None = None,
     *,
     layers: Layers = "auto",
     norm: NoiseNorm = "linf",
@@ -95,7 +94,6 @@ def measure(
     ----------
     model : any classifier of images in [0, 1]; it runs in eval mode and is left as it was.
     benign, adversarial : (N, C, H, W) in [0, 1], on the model's device.
-    labels : (N,) classes; only needed for the tables of classes that this one does not hold.
     norm : in which the noise is as large as the perturbation.
     ratio, by : which neurons count as ``sensitive``.
     """
@@ -103,9 +101,8 @@ def measure(
         raise InputError(
             "adversarial", tuple(adversarial.shape), f"it must have the benign shape {tuple(benign.shape)}"
         )
-    known = torch.zeros(len(benign), dtype=torch.int64, device=benign.device) if labels is None else labels
-    classes = int(known.max()) + 1
-    plan = MeasurementPlan({}, norm, match_layers(model, layers), classes, seed=seed, batch_size=batch_size)
+    known = torch.zeros(len(benign), dtype=torch.int64, device=benign.device)
+    plan = MeasurementPlan({}, norm, match_layers(model, layers), 0, seed=seed, batch_size=batch_size)
     numbers = torch.arange(len(benign), device=benign.device)
     found, _ = measure_images(model, benign, known, numbers, plan, pairs=adversarial)
     meters = {SAVED: found.meters[SAVED], NOISE: found.meters[NOISE]}

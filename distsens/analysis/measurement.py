@@ -33,7 +33,7 @@ class MeasurementPlan:
     attacks : conditions by name; the first one's examples are the pairs of all else. Empty where pairs are given.
     norm : in which the noise is as large as the perturbation of the first condition.
     layers : names.
-    classes : number of classes.
+    classes : number of classes that the first condition is also measured in, one by one; 0 for none.
     seed : random starts and noise depend on it, the attack's name and the image's number alone.
     batch_size : pairs at a time; memory grows with it, not with the images.
     kept_images : of each neuron, how many images that activate or change it most are kept.
@@ -141,7 +141,7 @@ def _empty(plan: MeasurementPlan) -> Measured:
     zeros = dict.fromkeys(plan.conditions, 0)
     return Measured(
         0,
-        {name: StatisticsMeter(plan.classes) for name in plan.conditions},
+        {name: StatisticsMeter(0 if position else plan.classes) for position, name in enumerate(plan.conditions)},
         {CLEAN: 0, **zeros},
         dict(zeros),
         dict.fromkeys(plan.conditions, 0.0),
@@ -185,7 +185,7 @@ def _measure(
 
     def read(_: str, outputs: Tensor) -> list[PairValues]:
         benign, *others = outputs.chunk(1 + len(names))
-        return [pair_values(benign, other) for other in others]
+        return pair_values(benign, *others)
 
     probe = ActivationProbe(model, plan.layers, read=read)
     with probe, attack_view(model) as logits_of, torch.no_grad():  # the view must see that there are hooks

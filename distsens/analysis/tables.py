@@ -47,14 +47,18 @@ def neuron_table(meters: Mapping[str, StatisticsMeter], ratio: float, by: str = 
 
 
 def class_table(meter: StatisticsMeter, classes: tuple[str, ...]) -> pd.DataFrame:
-    """One row for each class of benign images and neuron; the columns of :func:`_rows`, and ``pairs`` of the class."""
+    """One row for each class of benign images, ``label``, and neuron; empty if no class was measured by itself.
+
+    ``pairs`` of the class, and of the neuron over them ``absolute``, ``relative``, their standard errors, ``magnitude``
+    and ``output``.
+    """
     parts = [
         _rows(one).assign(label=name, layer=layer, pairs=int(meter.counts[label]))
-        for label, name in enumerate(classes)
+        for label, name in enumerate(classes[: meter.classes])
         if meter.counts[label] > 0
         for layer, one in meter.compute(label).items()
     ]
-    return pd.concat(parts, ignore_index=True)
+    return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()
 
 
 def _rows(one: NeuronStatistics) -> pd.DataFrame:

@@ -32,7 +32,7 @@ def test_probe_describes_every_neuron(small: Digits) -> None:
 
 
 def test_measure_is_the_meter_of_the_training_and_marks_the_top(small: Digits) -> None:
-    table = measure(small.model, small.images, small.twins, small.labels)
+    table = measure(small.model, small.images, small.twins)
     meter = SensitivityMeter()
     outputs = small.model[:1](torch.cat([small.images, small.twins])).flatten(2)
     meter.update(*split_pairs({"0": outputs}))

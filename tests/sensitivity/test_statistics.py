@@ -114,5 +114,10 @@ def test_half_precision_is_widened_and_other_layers_are_refused() -> None:
     found = meter_of(benign, benign + 1.0, torch.zeros(4).long()).compute()["l"]
     assert found.absolute.tolist() == [1.0, 1.0]
     meter = meter_of(outputs(0, 2, 2, 2), outputs(1, 2, 2, 2), torch.tensor([0, 1]))
+    without = StatisticsMeter()
+    without.update({"l": benign}, {"l": benign + 1.0}, torch.zeros(4).long())
+    assert without.compute()["l"].absolute.tolist() == [1.0, 1.0]
+    with pytest.raises(ValueError, match="classes"):
+        without.merge(meter_of(benign, benign, torch.zeros(4).long()))
     with pytest.raises(ValueError, match="same layers"):
         meter.update({"k": outputs(0, 2, 2, 2)}, {"k": outputs(1, 2, 2, 2)}, torch.tensor([0, 1]))

@@ -60,15 +60,18 @@ def model_plates(findings: Findings) -> list[Plate]:
             "noise of the same norm. On the line the attack changes it no more than noise does; ten times above, ten "
             "times more. Both axes are logarithmic.",
         ),
-        Plate(
-            "classes",
-            "Sensitivity by class",
-            drawn(lambda: _classes(findings)),
-            f"Mean absolute sensitivity under {findings.condition} of a layer's neurons over the images of one class, "
-            "divided by the layer's mean over all images: above 1, images of the class move the layer more than "
-            "others.",
-        ),
     ]  # fmt: skip
+    if len(findings.classes):
+        plates.append(
+            Plate(
+                "classes",
+                "Sensitivity by class",
+                drawn(lambda: _classes(findings)),
+                f"Mean absolute sensitivity under {findings.condition} of a layer's neurons over the images of one "
+                "class, divided by the layer's mean over all images: above 1, images of the class move the layer "
+                "more than others.",
+            )
+        )
     if len(findings.models) > 1:
         plates.append(
             Plate(
