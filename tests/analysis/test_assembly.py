@@ -1,0 +1,83 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from torch import nn
+
+from distsens.analysis import Analysis, build_conditions, build_plan, intervened_layers, read_pairs
+from distsens.attacks import Threat
+from distsens.data import ImageSet
+from distsens.errors import InputError
+
+THREAT = Threat("linf", 0.2)
+MODEL = nn.Sequential(nn.Conv2d(1, 2, 3), nn.Flatten(), nn.Linear(72, 5), nn.ReLU(), nn.Linear(5, 3))
+
+
+def analysis(**fields: Any) -> Analysis:
+    return Analysis.parse({"threat": {"norm": "linf", "eps": 0.2}, **fields})
+
+
+def split_of(count: int) -> ImageSet:
+    generator = np.random.default_rng(0)
+    images = generator.integers(0, 256, (count, 1, 4, 4), dtype=np.uint8)
+    return ImageSet(images, np.zeros(count, dtype=np.int64))
+
+
+def save(folder: Path, split: ImageSet, *shards: list[int]) -> npt.NDArray[np.float32]:
+    """Store pairs as ``jobs/evaluate.py --save-examples`` does; the twins of the whole split."""
+    folder.mkdir()
+    images = np.asarray(split.images)
+    twins = (images / 255.0 * 0.9).astype(np.float32)
+    for number, rows in enumerate(shards):
+        arrays = {"images": images[rows], "adversarial": twins[rows], "labels": split.labels[rows]}
+        np.savez_compressed(folder / f"pairs-{number:05d}.npz", image=np.array(rows), **arrays)
+    return twins
+
+
+def test_conditions_are_the_attacks_then_the_radii() -> None:
+    conditions = build_conditions(analysis(attacks=["pgd", "fgsm"], eps=["1/10"], pgd={"steps": 7}), THREAT)
+    assert list(conditions) == ["pgd", "fgsm", "pgd eps 0.1"]
+    assert [(one.steps, one.threat.eps) for one in conditions.values()] == [(7, 0.2), (1, 0.2), (7, 0.1)]
+    assert conditions["pgd eps 0.1"].step_size == pytest.approx(2.5 * 0.1 / 7)
+    assert build_conditions(analysis(pairs="somewhere"), THREAT) == {}
+
+
+def test_layers_are_those_measured_and_among_them_those_intervened_on() -> None:
+    assert build_plan(analysis(), THREAT, MODEL, 3).layers == ("0", "2")
+    assert intervened_layers(analysis(ablation={"layers": ["2"]}), MODEL) == ("2",)
+    with pytest.raises(InputError, match=r"ablation.layers.*measured are 0"):
+        intervened_layers(analysis(layers=["0"], ablation={"layers": ["2"]}), MODEL)
+    assert build_plan(analysis(), THREAT, MODEL, 101).classes == 0
+    assert build_plan(analysis(by_class=101), THREAT, MODEL, 101).classes == 101
+
+
+def test_saved_pairs_are_read_in_the_order_of_their_images(tmp_path: Path) -> None:
+    split = split_of(8)
+    twins = save(tmp_path / "pairs", split, [4, 5, 6], [0, 2])
+    found = read_pairs(str(tmp_path / "pairs"), split)
+    assert found.numbers.tolist() == [0, 2, 4, 5, 6]
+    assert np.array_equal(found.adversarial, twins[[0, 2, 4, 5, 6]])
+    few = read_pairs(str(tmp_path / "pairs"), split.take(np.arange(3)))
+    assert few.numbers.tolist() == [0, 2]
+
+
+def test_other_pairs_are_refused(tmp_path: Path) -> None:
+    split = split_of(8)
+    save(tmp_path / "twice", split, [0, 1], [1, 2])
+    save(tmp_path / "beyond", split, [6, 7])
+    save(tmp_path / "other", ImageSet(np.asarray(split.images)[::-1].copy(), split.labels), [0, 1])
+    save(tmp_path / "damaged", split, [0])
+    (tmp_path / "damaged" / "pairs-00000.npz").write_bytes(b"no")
+    for folder, words in (
+        ("twice", "there twice"),
+        ("beyond", "none is of the 3 images"),
+        ("other", "not those of the data set"),
+        ("damaged", "cannot be read"),
+        ("absent", "no pairs-"),
+    ):
+        with pytest.raises(InputError, match=words):
+            read_pairs(str(tmp_path / folder), split.take(np.arange(3)))
