@@ -5,7 +5,7 @@ Give it a run of ours, and it takes data and threat from the training; several m
 python jobs/analyze.py --model runs/mnist-sns-20260102-030405-abcd --data.limit 1000
 python jobs/analyze.py --model RUN_A RUN_B RUN_C --names standard pgd_at sns --output analysis
 python jobs/analyze.py --model net.pt --factory my_models:net --data.name cifar10 --threat.norm linf --threat.eps 8/255
-python jobs/analyze.py --model RUN --pairs FOLDER          # pairs of jobs/evaluate.py --save-examples FOLDER
+python jobs/analyze.py --model RUN --pairs FOLDER/EVALUATION     # pairs of jobs/evaluate.py --save-examples FOLDER
 """
 
 from __future__ import annotations
@@ -17,7 +17,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from distsens.command_line import as_lists, parse_flags, run_job, show_help, take_addresses, take_options
+from distsens.command_line import (
+    as_lists,
+    check_output,
+    parse_flags,
+    run_job,
+    show_help,
+    take_addresses,
+    take_options,
+)
 from distsens.errors import InputError
 from distsens.experiment import merge
 
@@ -48,8 +56,8 @@ def main(arguments: Sequence[str]) -> int:
     changes = as_lists(flags, Analysis().model_dump(mode="json"))
     if options.factory is not None:
         changes = merge(changes, {"model": {"factory": options.factory}})
-    if options.summary is not None and not Path(options.summary).absolute().parent.is_dir():
-        raise InputError("summary", options.summary, "its folder does not exist")
+    if options.summary is not None:
+        check_output("summary", options.summary)
     if not models:
         raise InputError("model", None, "name one: a run, a checkpoint, runs:/..., models:/... or a file of weights")
     given = merge(changes, {"model": {"address": models[0]}})

@@ -82,7 +82,10 @@ def read_pairs(address: str, split: ImageSet) -> SavedPairs:
     place = open_place(address)
     keys = [key for key in place.keys("") if key.startswith("pairs-") and key.endswith(".npz")]
     if not keys:
-        raise InputError("pairs", address, "no pairs-*.npz, which jobs/evaluate.py --save-examples writes, are there")
+        folders = sorted({key.partition("/")[0] for key in place.keys("") if key.endswith(".npz") and "/" in key})
+        which = f"; give one of its folders: {', '.join(folders[-3:])}" if folders else ""
+        allowed = f"no pairs-*.npz, which jobs/evaluate.py --save-examples writes, are there{which}"
+        raise InputError("pairs", address, allowed)
     parts: list[dict[str, npt.NDArray[np.generic]]] = []
     for key in keys:
         try:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import secrets
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from typing import Any, TypeVar
 
 import ray
@@ -26,7 +25,7 @@ from distsens.analysis import (
 from distsens.distributed.analysis_preflight import CheckedAnalysis
 from distsens.distributed.analysts import AnalystAssignment, Analysts, Shard
 from distsens.distributed.cluster import check_capacity_of_cluster, connected
-from distsens.distributed.examination_driver import cause
+from distsens.distributed.examination_driver import cause, ended_whatever_happens, name_after
 from distsens.distributed.examiners import share_split
 from distsens.distributed.provenance import provenance_tags
 from distsens.distributed.signals import ignore_signals, signals_interrupt
@@ -53,11 +52,15 @@ def run_analysis(checked: CheckedAnalysis, view: AnalysisView) -> tuple[Analysis
     status, message, code = "failed", None, 1
     analysis = checked.analysis
     findings: Findings | None = None
-    with signals_interrupt(), connected(), signals_interrupt() as caught:
+    with ExitStack() as stack:
+        stack.enter_context(signals_interrupt())
+        stack.enter_context(connected())
+        caught = stack.enter_context(signals_interrupt())
         check_capacity_of_cluster(analysis.workers)
-        name = f"analyze-{checked.names[0]}-{datetime.now(UTC):%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
+        name = name_after("analyze", checked.names[0])
         place = checked.storage.child(name)
         tracked = _track(checked, name)
+        stack.enter_context(ended_whatever_happens(tracked))
         view.say(f"analysis {name}")
         view.say(f"storage {place.url}")
         view.say(f"tracking {without_password(tracked.uri)} run {tracked.run_id}")

@@ -69,7 +69,7 @@ class StoredEvaluation:
             try:
                 found[_number(key)] = Ledger.from_parquet(self.place.get(key))
             except (OSError, ValueError) as error:
-                raise InputError("resume", self.name, f"its {key} is damaged: {_cause(error)}") from None
+                raise InputError("resume", self.name, f"its {key} is damaged: {cause(error)}") from None
         return found
 
     def keep(self, number: int, ledger: Ledger, seconds: float) -> None:
@@ -204,7 +204,7 @@ def _open(
     examination, subject = checked.examination, checked.subject
     if resumed is not None:
         return resumed, TrackedRun.reopen(checked.tracking_uri, resumed.mlflow_run_id)
-    name = evaluation_name(subject.name)
+    name = name_after("evaluate", subject.name)
     place = checked.storage.child(name)
     if subject.mlflow_run_id is not None:
         tags |= {"mlflow.parentRunId": subject.mlflow_run_id, "distsens.trained_by": subject.mlflow_run_id}
@@ -230,10 +230,10 @@ def _open(
     return stored, tracked
 
 
-def evaluation_name(model: str) -> str:
-    """A new evaluation's: of what the model is called only what a key in storage may hold, and not too much."""
+def name_after(job: str, model: str) -> str:
+    """A new name for what a job finds of a model; of the model's only what a key in storage may hold, not too long."""
     words = re.sub(r"[^A-Za-z0-9._-]+", "-", model)[:_LONGEST_NAME]
-    return f"evaluate-{words}-{datetime.now(UTC):%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
+    return f"{job}-{words}-{datetime.now(UTC):%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
 
 
 @contextmanager
@@ -242,7 +242,7 @@ def ended_whatever_happens(tracked: TrackedRun) -> Iterator[None]:
     try:
         yield
     except BaseException as error:
-        tracked.finish("FAILED", _cause(error))
+        tracked.finish("FAILED", cause(error))
         raise
 
 

@@ -78,6 +78,7 @@ def test_other_pairs_are_refused(tmp_path: Path) -> None:
         ("other", "not those of the data set"),
         ("damaged", "cannot be read"),
         ("absent", "no pairs-"),
+        (".", "give one of its folders: damaged, other, twice"),
     ):
         with pytest.raises(InputError, match=words):
             read_pairs(str(tmp_path / folder), split.take(np.arange(3)))

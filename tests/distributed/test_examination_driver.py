@@ -13,8 +13,8 @@ from distsens.distributed.examination_driver import (
     StoredEvaluation,
     check_same,
     ended_whatever_happens,
-    evaluation_name,
     find_evaluation,
+    name_after,
 )
 from distsens.distributed.examination_preflight import CheckedExamination
 from distsens.errors import InputError
@@ -59,9 +59,9 @@ def test_seconds_of_all_sessions_are_kept_with_every_shard(tmp_path: Path) -> No
 
 @pytest.mark.parametrize("model", ["my net", "Ünïversal/net:3", "n" * 300, "", "resnet-18.v2"])
 def test_every_model_has_a_name_that_storage_takes(tmp_path: Path, model: str) -> None:
-    place = open_place(str(tmp_path)).child(evaluation_name(model))
+    place = open_place(str(tmp_path)).child(name_after("evaluate", model))
     place.child("ledger")
-    assert evaluation_name("my net").startswith("evaluate-my-net-")
+    assert name_after("evaluate", "my net").startswith("evaluate-my-net-")
 
 
 def subject(weights: bytes) -> Subject:
