@@ -5,7 +5,7 @@ Give it a run of ours, and it takes data and threat from the training; several m
 python jobs/analyze.py --model runs/mnist-sns-20260102-030405-abcd --data.limit 1000
 python jobs/analyze.py --model RUN_A RUN_B RUN_C --names standard pgd_at sns --output analysis
 python jobs/analyze.py --model net.pt --factory my_models:net --data.name cifar10 --threat.norm linf --threat.eps 8/255
-python jobs/analyze.py --model RUN --pairs FOLDER/EVALUATION     # pairs of jobs/evaluate.py --save-examples FOLDER
+python jobs/analyze.py --model RUN --pairs FOLDER          # pairs of jobs/evaluate.py --save-examples FOLDER
 """
 
 from __future__ import annotations

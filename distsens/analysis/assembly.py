@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 import zipfile
 from dataclasses import dataclass
 
@@ -16,9 +17,11 @@ from distsens.attacks import AttackName, GradientAttack, Threat, attack_named
 from distsens.data import ImageSet
 from distsens.errors import InputError
 from distsens.sensitivity import match_layers
-from distsens.storage import open_place
+from distsens.storage import Place, open_place, read_json
 
 _TAKE_STEPS = ("pgd", "cw_pgd", "bim", "mim")
+_SHARD = re.compile(r"(?:.*/)?pairs-\d+\.npz")
+_ABOUT = "pairs.json"
 _FIELDS = ("images", "adversarial", "labels", "image")
 
 
@@ -77,15 +80,19 @@ class SavedPairs:
     adversarial: npt.NDArray[np.float32]
 
 
-def read_pairs(address: str, split: ImageSet) -> SavedPairs:
-    """The pairs that ``jobs/evaluate.py --save-examples`` wrote, checked against the images that they are of."""
+def read_pairs(address: str, split: ImageSet, model_sha256: str) -> SavedPairs:
+    """The pairs that ``jobs/evaluate.py --save-examples`` wrote, of one evaluation.
+
+    They are checked against the images that they are of and, where it was stored with them, the model that they fool.
+    """
     place = open_place(address)
-    keys = [key for key in place.keys("") if key.startswith("pairs-") and key.endswith(".npz")]
+    keys = [key for key in place.keys("") if _SHARD.fullmatch(key)]
     if not keys:
-        folders = sorted({key.partition("/")[0] for key in place.keys("") if key.endswith(".npz") and "/" in key})
-        which = f"; give one of its folders: {', '.join(folders[-3:])}" if folders else ""
-        allowed = f"no pairs-*.npz, which jobs/evaluate.py --save-examples writes, are there{which}"
-        raise InputError("pairs", address, allowed)
+        raise InputError("pairs", address, "no pairs-*.npz, which jobs/evaluate.py --save-examples writes, are there")
+    folders = sorted({key.rpartition("/")[0] for key in keys})
+    if len(folders) > 1:
+        raise InputError("pairs", address, f"pairs of several evaluations are there; name one of {', '.join(folders)}")
+    _check_model(place, f"{folders[0]}/{_ABOUT}".lstrip("/"), address, model_sha256)
     parts: list[dict[str, npt.NDArray[np.generic]]] = []
     for key in keys:
         try:
@@ -108,3 +115,14 @@ def read_pairs(address: str, split: ImageSet) -> SavedPairs:
         raise InputError("pairs", address, "their images are not those of the data set's split")
     adversarial = np.concatenate([part["adversarial"] for part in parts])[inside].astype(np.float32)
     return SavedPairs(numbers, adversarial)
+
+
+def _check_model(place: Place, key: str, address: str, model_sha256: str) -> None:
+    if not place.keys(key):  # of an earlier version, which did not store it
+        return
+    try:
+        fooled = read_json(place, key)["model"]["sha256"]
+    except (OSError, ValueError, KeyError, TypeError):
+        raise InputError("pairs", address, f"its {_ABOUT} is damaged") from None
+    if fooled != model_sha256:
+        raise InputError("pairs", address, "they were made to fool another model")

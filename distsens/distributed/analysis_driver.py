@@ -52,6 +52,7 @@ def run_analysis(checked: CheckedAnalysis, view: AnalysisView) -> tuple[Analysis
     status, message, code = "failed", None, 1
     analysis = checked.analysis
     findings: Findings | None = None
+    report: Report | None = None
     with ExitStack() as stack:
         stack.enter_context(signals_interrupt())
         stack.enter_context(connected())
@@ -88,7 +89,7 @@ def run_analysis(checked: CheckedAnalysis, view: AnalysisView) -> tuple[Analysis
             ignore_signals()
             summary = AnalysisSummary.of(
                 findings,
-                None if findings is None else report,
+                report,
                 status=status,
                 message=message,
                 run=name,
@@ -102,7 +103,7 @@ def run_analysis(checked: CheckedAnalysis, view: AnalysisView) -> tuple[Analysis
                 warnings=list(checked.warnings),
                 seconds=time.monotonic() - began,
             )
-            if findings is not None:
+            if findings is not None and report is not None:
                 _record(summary, findings, report, place, tracked)
                 if analysis.output is not None:
                     _write(report, findings, summary, open_place(analysis.output))

@@ -77,7 +77,7 @@ def check_analysis(analysis: Analysis, tell: Callable[[str], None] = lambda _: N
                 "model", one.subject.address, "its images are others than those of the first model; see data.name"
             )
     threat = build_threat(first.examination)
-    pairs = None if analysis.pairs is None else read_pairs(analysis.pairs, first.split)
+    pairs = None if analysis.pairs is None else read_pairs(analysis.pairs, first.split, first.subject.sha256)
     layers, intervened = [], []
     for one in examinations:
         network = one.subject.build(one.dataset.shape, len(one.dataset.classes))

@@ -29,7 +29,7 @@ def split_of(count: int) -> ImageSet:
 
 def save(folder: Path, split: ImageSet, *shards: list[int]) -> npt.NDArray[np.float32]:
     """Store pairs as ``jobs/evaluate.py --save-examples`` does; the twins of the whole split."""
-    folder.mkdir()
+    folder.mkdir(parents=True)
     images = np.asarray(split.images)
     twins = (images / 255.0 * 0.9).astype(np.float32)
     for number, rows in enumerate(shards):
@@ -58,10 +58,10 @@ def test_layers_are_those_measured_and_among_them_those_intervened_on() -> None:
 def test_saved_pairs_are_read_in_the_order_of_their_images(tmp_path: Path) -> None:
     split = split_of(8)
     twins = save(tmp_path / "pairs", split, [4, 5, 6], [0, 2])
-    found = read_pairs(str(tmp_path / "pairs"), split)
+    found = read_pairs(str(tmp_path / "pairs"), split, "abc")
     assert found.numbers.tolist() == [0, 2, 4, 5, 6]
     assert np.array_equal(found.adversarial, twins[[0, 2, 4, 5, 6]])
-    few = read_pairs(str(tmp_path / "pairs"), split.take(np.arange(3)))
+    few = read_pairs(str(tmp_path / "pairs"), split.take(np.arange(3)), "abc")
     assert few.numbers.tolist() == [0, 2]
 
 
@@ -78,7 +78,21 @@ def test_other_pairs_are_refused(tmp_path: Path) -> None:
         ("other", "not those of the data set"),
         ("damaged", "cannot be read"),
         ("absent", "no pairs-"),
-        (".", "give one of its folders: damaged, other, twice"),
     ):
         with pytest.raises(InputError, match=words):
-            read_pairs(str(tmp_path / folder), split.take(np.arange(3)))
+            read_pairs(str(tmp_path / folder), split.take(np.arange(3)), "abc")
+
+
+def test_pairs_lie_in_the_folder_of_their_evaluation_which_names_their_model(tmp_path: Path) -> None:
+    split = split_of(4)
+    save(tmp_path / "pairs" / "evaluate-a", split, [0, 1])
+    (tmp_path / "pairs" / "evaluate-a" / "pairs.json").write_text('{"model": {"sha256": "abc"}}')
+    assert read_pairs(str(tmp_path / "pairs"), split, "abc").numbers.tolist() == [0, 1]
+    with pytest.raises(InputError, match="another model"):
+        read_pairs(str(tmp_path / "pairs"), split, "abd")
+    (tmp_path / "pairs" / "evaluate-a" / "pairs.json").write_text("{}")
+    with pytest.raises(InputError, match=r"pairs.json is damaged"):
+        read_pairs(str(tmp_path / "pairs"), split, "abc")
+    save(tmp_path / "pairs" / "evaluate-b", split, [2])
+    with pytest.raises(InputError, match=r"several evaluations.*evaluate-a, evaluate-b"):
+        read_pairs(str(tmp_path / "pairs"), split, "abc")
