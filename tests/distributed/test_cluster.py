@@ -8,12 +8,9 @@ import pytest
 import ray
 from hypothesis import given
 from hypothesis import strategies as st
-from ray._raylet import GcsClient
-from ray.core.generated.autoscaler_pb2 import ClusterConfig, NodeGroupConfig
 
 from distsens.distributed.cluster import (
     check_capacity,
-    check_capacity_of_cluster,
     connected,
     job_submission_id,
     local_cpus,
@@ -69,17 +66,3 @@ def test_an_address_without_a_cluster_is_wrong_input(monkeypatch: pytest.MonkeyP
     ):
         pytest.fail("there is nothing to join")
     assert not ray.is_initialized()
-
-
-@pytest.mark.ray
-def test_a_cluster_has_room_for_what_its_autoscaler_may_add(local_ray: None) -> None:
-    check_capacity_of_cluster(Workers(num=2))
-    with pytest.raises(InputError, match="the cluster has room for 2 workers of 1 CPU each"):
-        check_capacity_of_cluster(Workers(num=5))
-    # What an autoscaler tells the cluster of itself.
-    group = NodeGroupConfig(name="workers", resources={"CPU": 4}, max_count=3)
-    config = ClusterConfig(node_group_configs=[group]).SerializeToString()
-    GcsClient(address=ray.get_runtime_context().gcs_address).report_cluster_config(config)
-    check_capacity_of_cluster(Workers(num=12))
-    with pytest.raises(InputError, match="the cluster has room for 2 workers"):
-        check_capacity_of_cluster(Workers(num=13))
