@@ -6,7 +6,7 @@ import json
 import logging
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 
 import ray
 import ray._private.state
@@ -70,13 +70,14 @@ def check_cluster_to_join(workers: Workers) -> None:
 def check_capacity_of_cluster(workers: Workers) -> None:
     """Refuse what the connected cluster can never give, however long one waits, nor its autoscaler add."""
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    # Totals over all kinds of nodes: for a cluster that grows, how they are shared out is not known before.
-    grown = ray._private.state.state.get_max_resources_from_cluster_config()
-    if grown is not None:
-        with suppress(InputError):
-            check_capacity(workers, [grown], "the cluster")
-            return
-    check_capacity(workers, nodes, "the cluster")
+    try:
+        check_capacity(workers, nodes, "the cluster")
+    except InputError:
+        # Totals over all kinds of nodes: for a cluster that grows, how they are shared out is not known before.
+        grown = ray._private.state.state.get_max_resources_from_cluster_config()
+        if grown is None:
+            raise
+        check_capacity(workers, [grown], "the cluster, grown as far as it may,")
 
 
 def check_capacity(workers: Workers, nodes: Sequence[dict[str, float]], where: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import secrets
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -10,8 +11,10 @@ from typing import Any
 from distsens.errors import InputError
 from distsens.experiment import Experiment, merge
 from distsens.storage import RUN_FILE, CheckpointError, Checkpoints, Place, RunRecord, open_place, read_run, write_run
-from distsens.tracking import absolute_uri, without_password
+from distsens.tracking import absolute_uri
 from distsens.training import best_epoch, stored_history
+
+_NAMES_A_USER = re.compile(r"[^:]+://[^/]*@")
 
 
 @dataclass(frozen=True)
@@ -36,10 +39,11 @@ def new_name(experiment: Experiment) -> str:
 def pin_places(experiment: Experiment, storage: Place, tracking_uri: str) -> Experiment:
     """The experiment with the absolute addresses of its storage and MLflow store, which a resumed run goes back to.
 
-    An address that holds a password is not written down: it stays in the environment, for the resumed run as well.
+    An address with a user in it is not written down, for it may hold a secret: it stays in the environment, for the
+    resumed run as well.
     """
     store = absolute_uri(tracking_uri)
-    uri = store if store == without_password(store) else experiment.tracking.uri
+    uri = experiment.tracking.uri if _NAMES_A_USER.match(store) else store
     places = {"storage": {"path": storage.url}, "tracking": {"uri": uri}}
     return Experiment.parse(merge(experiment.model_dump(mode="json"), places))
 

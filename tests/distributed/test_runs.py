@@ -66,10 +66,16 @@ def test_a_run_that_was_moved_goes_on_where_it_is(run: StoredRun, tmp_path: Path
     assert found.experiment.storage.path == (tmp_path / "moved").as_uri()
 
 
-def test_an_address_with_a_password_is_not_written_down() -> None:
-    pinned = pin_places(Experiment(), open_place("s3://bucket/team"), "postgresql://me:secret@host/name")
+@pytest.mark.parametrize("address", ["postgresql://me:secret@host/name", "https://token@host"])
+def test_an_address_that_may_hold_a_secret_is_not_written_down(address: str) -> None:
+    pinned = pin_places(Experiment(), open_place("s3://bucket/team"), address)
     assert pinned.tracking.uri is None
     assert pinned.storage.path == "s3://bucket/team"
+
+
+def test_a_server_is_written_down_as_it_was_given() -> None:
+    for address in ("http://mlflow:5000", "https://mlflow.example.org/team"):
+        assert pin_places(Experiment(), open_place("s3://bucket/team"), address).tracking.uri == address
 
 
 def test_an_unknown_run_names_those_there_are(run: StoredRun, tmp_path: Path) -> None:

@@ -286,6 +286,23 @@ def test_a_run_whose_controller_is_killed_fails_in_one_line_and_can_be_resumed(
     nothing_left()
 
 
+def test_a_run_that_its_mlflow_store_refuses_fails_in_one_line_and_can_be_resumed(job: Any, quick: list[str]) -> None:
+    process = job.start(*quick)
+    process.wait_for("epoch   1")
+    client = MlflowClient(f"sqlite:///{job.storage}/mlflow.db")
+    (experiment,) = [one for one in client.search_experiments() if one.name == "distsens"]
+    (run,) = client.search_runs([experiment.experiment_id])
+    client.delete_run(run.info.run_id)  # from now on the store takes nothing more of it
+    assert process.end() == 1, process.output
+    assert "the MLflow run cannot be ended now" in process.output
+    failed, hint = process.lines[-2:]
+    assert failed.startswith("failed: MLflow: ")
+    assert hint.startswith("resume with: ")
+    assert "Traceback" not in process.output
+    client.restore_run(run.info.run_id)
+    wait_for_status(job, "FAILED")  # by its guardian
+
+
 def test_a_nan_loss_stops_the_run_with_epoch_step_and_last_good_checkpoint(job: Any, quick: list[str]) -> None:
     blown_up = "--training.optimizer sgd --training.lr 1e20 --training.schedule piecewise --training.warmup 0.5"
     process = job.run(*quick, *blown_up.split(), "--workers.num", "2")
