@@ -19,7 +19,7 @@ from pydantic_core import ErrorDetails
 from distsens.errors import InputError
 
 
-def _number(value: object) -> object:
+def parse_number(value: object) -> object:
     """``"8/255"``, and ``"1e-3"`` which YAML takes for text, as numbers; everything else is left to pydantic."""
     if not isinstance(value, str):
         return value
@@ -31,9 +31,12 @@ def _number(value: object) -> object:
 
 
 # Strict, because otherwise true, which a flag without a value means, would count as 1.
-Number = Annotated[float, Strict(), BeforeValidator(_number)]
+Number = Annotated[float, Strict(), BeforeValidator(parse_number)]
 Count = Annotated[int, Strict()]
 Precision = Literal["fp32", "bf16"]
+
+
+S = TypeVar("S", bound="Section")
 
 
 class Section(BaseModel):
@@ -44,6 +47,11 @@ class Section(BaseModel):
     def flat(self) -> dict[str, str | int | float | bool | None]:
         """Fields as ``{"threat.eps": 0.3, ...}``, lists as JSON: MLflow's parameters."""
         return _flatten(self.model_dump(mode="json"))
+
+    def differences(self: S, other: S) -> list[str]:
+        """Dotted names of the fields in which two sections differ."""
+        mine, theirs = self.flat(), other.flat()
+        return [field for field in {**mine, **theirs} if mine.get(field) != theirs.get(field)]
 
 
 class Data(Section):
@@ -327,11 +335,6 @@ class Experiment(Section):
             del fields["model"]["weights"]
         return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()
 
-    def differences(self, other: Experiment) -> list[str]:
-        """Dotted names of the fields in which two experiments differ."""
-        mine, theirs = self.flat(), other.flat()
-        return [field for field in mine if mine[field] != theirs[field]]
-
 
 def load_recipe(recipe: str, folders: Sequence[Path]) -> dict[str, Any]:
     """Fields of a recipe given by name (looked up in the folders) or by the path of a YAML file."""
@@ -384,9 +387,6 @@ def _flatten(fields: Mapping[str, Any], prefix: str = "") -> dict[str, str | int
         else:
             flat[prefix + key] = json.dumps(value) if isinstance(value, list) else value
     return flat
-
-
-S = TypeVar("S", bound=Section)
 
 
 def validate(kind: type[S], fields: Mapping[str, Any]) -> S:

@@ -7,10 +7,12 @@ import logging
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import ray
 import ray._private.state
 import torch
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from distsens.errors import InputError
 from distsens.experiment import Workers
@@ -80,17 +82,36 @@ def check_capacity_of_cluster(workers: Workers) -> None:
         check_capacity(workers, [grown], "the cluster, grown as far as it may,")
 
 
+def places_of_cluster(workers: Workers) -> int:
+    """How many of the workers the connected cluster holds, grown as far as its autoscaler may."""
+    grown = ray._private.state.state.get_max_resources_from_cluster_config()
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    return max(places_for(workers, nodes), 0 if grown is None else places_for(workers, [grown]))
+
+
 def check_capacity(workers: Workers, nodes: Sequence[dict[str, float]], where: str) -> None:
     """Refuse more workers than fit into the nodes' resources when these are all free."""
+    places = places_for(workers, nodes)
+    if workers.num > places:
+        each = f"{workers.cpus} CPU" + (f" and {workers.gpus} GPU" if workers.gpus else "")
+        raise InputError("workers.num", workers.num, f"{where} has room for {places} workers of {each} each")
+
+
+def start_here(kind: type) -> Any:
+    """Start an actor on this process's node, where it lives exactly as long as the node does."""
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    return ray.remote(num_cpus=0, scheduling_strategy=here)(kind).remote()
+
+
+def places_for(workers: Workers, nodes: Sequence[dict[str, float]]) -> int:
+    """How many of the workers the nodes' resources hold when these are all free."""
     places = 0
     for node in nodes:
         fits = [node.get("CPU", 0.0) // workers.cpus]
         if workers.gpus:
             fits.append(node.get("GPU", 0.0) // workers.gpus)
         places += int(min(fits))
-    if workers.num > places:
-        each = f"{workers.cpus} CPU" + (f" and {workers.gpus} GPU" if workers.gpus else "")
-        raise InputError("workers.num", workers.num, f"{where} has room for {places} workers of {each} each")
+    return places
 
 
 def local_cpus() -> int:

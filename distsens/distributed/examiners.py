@@ -147,6 +147,10 @@ class Examiners:
         self._folder = assignment.name
         self._pool: ActorPool[int] = ActorPool(Examiner, assignment.examination.workers)
 
+    def close(self) -> None:
+        """End them, and free their places."""
+        self._pool.close()
+
     def diagnose(self) -> Any:
         """Start the diagnostics on one of them; a reference of the checks."""
         return self._pool.actors[-1].diagnose.remote(self._assignment)

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import ray
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from distsens.distributed.cluster import start_here
 from distsens.evaluation import Measurement
 from distsens.training import EpochRecord, Progress
 
@@ -92,7 +92,25 @@ class Monitor:
         return events, self._progress, self._tested
 
 
+@dataclass(frozen=True)
+class ActorTold:
+    """A worker's way to the monitor: what must arrive is waited for."""
+
+    monitor: Any
+
+    def post(self, event: Event) -> None:
+        """Wait until the monitor holds the event."""
+        ray.get(self.monitor.post.remote(event))
+
+    def progress(self, progress: Progress) -> None:
+        """Send the step progress."""
+        self.monitor.progress.remote(progress)
+
+    def testing(self, images: int) -> None:
+        """Send the number of test images that are done."""
+        self.monitor.testing.remote(images)
+
+
 def start_monitor() -> Any:
     """Start a monitor on the driver's node, where it lives exactly as long as the driver's node does."""
-    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    return ray.remote(num_cpus=0, scheduling_strategy=here)(Monitor).remote()
+    return start_here(Monitor)

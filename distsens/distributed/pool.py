@@ -21,6 +21,11 @@ class ActorPool(Generic[K]):
         )(kind)
         self.actors: list[Any] = [remote.remote() for _ in range(workers.num)]
 
+    def close(self) -> None:
+        """End the actors, and free their places."""
+        for actor in self.actors:
+            ray.kill(actor)
+
     def run(self, tasks: Mapping[K, Callable[[Any], Any]], seconds: float) -> Iterator[tuple[K, Any] | None]:
         """Each task's key and result as it is done, and None when for some seconds none was.
 

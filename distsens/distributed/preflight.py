@@ -50,20 +50,7 @@ def check(experiment: Experiment, tell: Callable[[str], None] = lambda _: None) 
     check_capacity_here(experiment.workers)
     dataset = assembly.load_data(experiment, tell)
     extra = assembly.build_extra(experiment, dataset.extra)
-    _check_refresh(experiment, steps_per_epoch(len(dataset.train), experiment.training.batch_size, extra))
-    _check_threat(experiment, dataset.shape)
-    _check_attacks(experiment)
-    _check_batch_norm(experiment)
-    augment(
-        torch.zeros(1, *dataset.shape, dtype=torch.uint8), experiment.data.augment, torch.zeros(1, dtype=torch.int64)
-    )
-    model = assembly.build_model(experiment, dataset.shape, len(dataset.classes))
-    try:
-        neurons = neuron_counts(model, experiment.stabilize.layers, torch.zeros(1, *dataset.shape))
-    except InputError as error:
-        raise InputError("stabilize.layers", error.value, error.allowed) from None
-    _check_gradients(experiment, model, dataset.shape)
-    assembly.build_stabilizer(experiment, neurons, torch.device("cpu"))  # refuses settings that cannot work
+    model, neurons = check_against(experiment, dataset, extra)
     storage = open_place(storage_url(experiment))
     storage.check_writable()
     uri, artifacts = tracking_places(experiment, storage)
@@ -78,6 +65,25 @@ def check(experiment: Experiment, tell: Callable[[str], None] = lambda _: None) 
         artifacts,
         (*_data_notices(dataset), *_notices(experiment)),
     )
+
+
+def check_against(experiment: Experiment, dataset: Dataset, extra: Extra) -> tuple[nn.Module, dict[str, int]]:
+    """Check all that depends on the data's shape and size; the model, and its layers with their neurons."""
+    _check_refresh(experiment, steps_per_epoch(len(dataset.train), experiment.training.batch_size, extra))
+    _check_threat(experiment, dataset.shape)
+    _check_attacks(experiment)
+    _check_batch_norm(experiment)
+    augment(
+        torch.zeros(1, *dataset.shape, dtype=torch.uint8), experiment.data.augment, torch.zeros(1, dtype=torch.int64)
+    )
+    model = assembly.build_model(experiment, dataset.shape, len(dataset.classes))
+    try:
+        neurons = neuron_counts(model, experiment.stabilize.layers, torch.zeros(1, *dataset.shape))
+    except InputError as error:
+        raise InputError("stabilize.layers", error.value, error.allowed) from None
+    _check_gradients(experiment, model, dataset.shape)
+    assembly.build_stabilizer(experiment, neurons, torch.device("cpu"))  # refuses settings that cannot work
+    return model, neurons
 
 
 def storage_url(experiment: Experiment) -> str:

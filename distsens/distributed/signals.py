@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -49,6 +50,8 @@ def signals_interrupt() -> Iterator[Caught]:
 
 
 def ignore_signals() -> None:
-    """Once a run is ending, a second signal must not cut its ending short."""
+    """Once a run is ending, a second signal must not cut its ending short. Only a driver's main thread hears any."""
+    if threading.current_thread() is not threading.main_thread():
+        return
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import ray
 import ray.train
@@ -18,7 +18,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from distsens import assembly
 from distsens.data import Extra, Images, ImageSet
-from distsens.distributed.monitor import EndedEarly, EpochFinished, Event, Started, Stopped, Tested
+from distsens.distributed.monitor import ActorTold, EndedEarly, EpochFinished, Event, Started, Stopped, Tested
 from distsens.evaluation import Measurement, measure
 from distsens.experiment import Experiment
 from distsens.sensitivity import match_layers, neuron_counts
@@ -44,6 +44,8 @@ class Job:
     arrays : object references to ``train/images``, ``train/labels`` and so on for validation and test; the workers of
         a node read them from the same shared memory.
     run_url : the run's place in storage; only rank 0 reads and writes there.
+    until : end after this epoch, though the experiment's schedules go on; None for the last.
+    tested : whether the best epoch is judged on the test split at the end.
     """
 
     experiment: Experiment
@@ -52,23 +54,61 @@ class Job:
     arrays: Mapping[str, ray.ObjectRef]
     extra: Extra
     run_url: str
-    monitor: Any
+    until: int | None = None
+    tested: bool = True
+
+    @property
+    def last_epoch(self) -> int:
+        """After which this job ends."""
+        return self.experiment.training.epochs if self.until is None else self.until
 
 
-def train_worker(config: Mapping[str, Job]) -> None:
+class Told(Protocol):
+    """Whom rank 0 tells how it goes."""
+
+    def post(self, event: Event) -> None:
+        """Something that must arrive, in order."""
+
+    def progress(self, progress: Progress) -> None:
+        """Where the epoch stands; the latest is enough."""
+
+    def testing(self, images: int) -> None:
+        """How many test images are done; the latest is enough."""
+
+
+@dataclass(frozen=True)
+class Seat:
+    """A worker's place among the others.
+
+    on_epoch : hears of every epoch on every worker, a barrier where there are several.
+    """
+
+    rank: int
+    size: int
+    device: torch.device
+    on_epoch: Callable[[dict[str, float]], None]
+
+
+def train_worker(config: Mapping[str, Any]) -> None:
     """Run by Ray Train on every worker."""
-    job = config["job"]
+    context = ray.train.get_context()
+    seat = Seat(
+        context.get_world_rank(), context.get_world_size(), ray.train.torch.get_device(), on_epoch=ray.train.report
+    )
+    run_worker(config["job"], seat, ActorTold(config["monitor"]))
+
+
+def run_worker(job: Job, seat: Seat, told: Told) -> None:
+    """Train, and test where the job says so, as one of ``seat.size`` workers that torch.distributed joins."""
     torch.set_num_threads(job.experiment.workers.cpus)
-    _Worker(job).run()
+    _Worker(job, seat, told).run()
 
 
 class _Worker:
-    def __init__(self, job: Job) -> None:
-        self.job = job
+    def __init__(self, job: Job, seat: Seat, told: Told) -> None:
+        self.job, self.told = job, told
         self.experiment = experiment = job.experiment
-        context = ray.train.get_context()
-        self.rank, self.size = context.get_world_rank(), context.get_world_size()
-        self.device: torch.device = ray.train.torch.get_device()
+        self.rank, self.size, self.device, self._report = seat.rank, seat.size, seat.device, seat.on_epoch
         self.checkpoints = Checkpoints(open_place(job.run_url))
         self._last_progress = 0.0
 
@@ -100,7 +140,8 @@ class _Worker:
         else:
             if ended_early is not None:
                 self._post(EndedEarly(state.epoch, ended_early))
-            self._test()
+            if self.job.tested:
+                self._test()
 
     def _train(self) -> str | None:
         """Train to the end; why it ended early, if it did."""
@@ -109,7 +150,7 @@ class _Worker:
         plan = assembly.build_plan(experiment, len(images), self._split("validation")[1].numpy(), self.job.extra)
         step = assembly.build_step(experiment, state, self._distributed(state.model), self.layers)
         watchers = Watchers(self._validate, self._on_step, self._on_epoch, self._recall)
-        return train(state, step, images, labels, plan, watchers)
+        return train(state, step, images, labels, plan, watchers, until=self.job.until)
 
     def _distributed(self, model: nn.Module) -> nn.Module:
         if self.size == 1:
@@ -188,9 +229,7 @@ class _Worker:
     def _on_epoch(self, state: TrainingState, best: bool) -> None:
         """Store a checkpoint where one is due, tell the driver and Ray."""
         record, policy = state.history[-1], self.experiment.checkpoint
-        due = record.epoch > 0 and (
-            best or record.epoch % policy.every == 0 or record.epoch == self.experiment.training.epochs
-        )
+        due = record.epoch > 0 and (best or record.epoch % policy.every == 0 or record.epoch == self.job.last_epoch)
         if self.rank == 0:
             if due:
                 self.checkpoints.save(
@@ -201,7 +240,7 @@ class _Worker:
                 )
                 self.checkpoints.prune(policy.keep, protect=[state.best.epoch])
             self._post(EpochFinished(record, best, due))
-        ray.train.report(dict(record.metrics))
+        self._report(dict(record.metrics))
 
     def _recall(self, epoch: int) -> dict[str, bytes]:
         """Files of a stored epoch, which rank 0 reads for all."""
@@ -217,12 +256,12 @@ class _Worker:
         due = now - self._last_progress > _SECONDS_BETWEEN_PROGRESS or progress.step == progress.steps
         if self.rank == 0 and due:
             self._last_progress = now
-            self.job.monitor.progress.remote(progress)
+            self.told.progress(progress)
 
     def _tell_testing(self, images: int) -> None:
         if self.rank == 0:
-            self.job.monitor.testing.remote(images)
+            self.told.testing(images)
 
     def _post(self, event: Event) -> None:
         if self.rank == 0:
-            ray.get(self.job.monitor.post.remote(event))
+            self.told.post(event)

@@ -16,9 +16,14 @@ import subprocess
 import sys
 import time
 from contextlib import suppress
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
 
 DRIVER_TAG = "distsens.driver"
 OUTCOME_TAG = "distsens.outcome"
+SWEEP_TAG = "distsens.sweep"
 _DONE = "done\n"
 _PATIENCE_S = 900.0
 _PAUSE_S = 5.0
@@ -87,7 +92,15 @@ def _end(uri: str, run_id: str, driver: str, status: str, message: str | None, e
     if run.info.status == "RUNNING" and run.data.tags.get(DRIVER_TAG) == driver:
         if message is not None:
             client.set_tag(run_id, OUTCOME_TAG, message)
+        end_trials(client, run.info.experiment_id, run_id, int(ended_at * 1000))
         client.set_terminated(run_id, status, end_time=int(ended_at * 1000))
+
+
+def end_trials(client: MlflowClient, experiment_id: str, sweep: str, end_time: int | None = None) -> None:
+    """Set the trials of a sweep that are still RUNNING to KILLED: they end with their sweep."""
+    mine = f"tags.`{SWEEP_TAG}` = '{sweep}' and attributes.status = 'RUNNING'"
+    for trial in client.search_runs([experiment_id], filter_string=mine):
+        client.set_terminated(trial.info.run_id, "KILLED", end_time=end_time)
 
 
 if __name__ == "__main__":

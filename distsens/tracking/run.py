@@ -15,7 +15,7 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Literal
 
 from distsens.errors import InputError
-from distsens.tracking.guardian import DRIVER_TAG, OUTCOME_TAG, Guardian
+from distsens.tracking.guardian import DRIVER_TAG, OUTCOME_TAG, SWEEP_TAG, Guardian, end_trials
 from distsens.tracking.store import artifact_location, connect, find_run, open_experiment
 
 if TYPE_CHECKING:
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 MODEL_TAG = "distsens.model"
 MODEL_NAME = "model"
+_PARENT_TAG = "mlflow.parentRunId"
 WEIGHTS_ARTIFACT = "weights/model.safetensors"
 _EPOCH = "epoch"
 _LONGEST_DIGEST = 36
@@ -42,15 +43,19 @@ class TrackedRun:
 
     Open it by `TrackedRun.create` or `TrackedRun.reopen`. A guardian process sets the run KILLED if this one dies
     first. There is one writer: workers send their numbers to the driver, and of two drivers the later one has the run.
+    The run of a sweep's trial is ended with that of the sweep, and needs no guardian of its own.
     """
 
-    def __init__(self, client: MlflowClient, run_id: str, driver: str, last_epoch: int | None) -> None:
+    def __init__(
+        self, client: MlflowClient, run_id: str, driver: str, last_epoch: int | None, sweep: str | None = None
+    ) -> None:
         self.uri = str(client.tracking_uri)
         self.run_id = run_id
         self._client = client
         self._driver = driver
         self._last_epoch = last_epoch
-        self._guardian: Guardian | None = Guardian(self.uri, run_id, driver)
+        self._ended = False
+        self._guardian = None if sweep is not None else Guardian(self.uri, run_id, driver)
 
     @classmethod
     def create(
@@ -62,6 +67,7 @@ class TrackedRun:
         params: Mapping[str, str | int | float | bool | None],
         tags: Mapping[str, str],
         artifact_root: str | None,
+        sweep: str | None = None,
     ) -> TrackedRun:
         """Start a new run.
 
@@ -75,6 +81,7 @@ class TrackedRun:
         tags : what can be searched for and may change later.
         artifact_root : folder or URI under which the experiment's artifacts are stored; used when the experiment is
             created. None leaves it to the server, or puts them beside an SQLite file.
+        sweep : id of the sweep's run, for the run of a trial, which is shown and ended with it.
         """
         location = artifact_location(uri, artifact_root)
         client = connect(uri)
@@ -82,8 +89,9 @@ class TrackedRun:
 
         driver = uuid.uuid4().hex
         experiment_id = open_experiment(client, experiment, location)
-        started = client.create_run(experiment_id, tags={**tags, DRIVER_TAG: driver}, run_name=name)
-        run = cls(client, started.info.run_id, driver, last_epoch=None)
+        nested = {} if sweep is None else {_PARENT_TAG: sweep, SWEEP_TAG: sweep}
+        started = client.create_run(experiment_id, tags={**tags, **nested, DRIVER_TAG: driver}, run_name=name)
+        run = cls(client, started.info.run_id, driver, last_epoch=None, sweep=sweep)
         client.log_batch(run.run_id, params=[Param(key, str(value)) for key, value in params.items()])
         return run
 
@@ -104,7 +112,8 @@ class TrackedRun:
         if OUTCOME_TAG in found.data.tags:
             client.delete_tag(run_id, OUTCOME_TAG)
         last_epoch = found.data.metrics.get(_EPOCH)
-        return cls(client, run_id, driver, None if last_epoch is None else int(last_epoch))
+        sweep = found.data.tags.get(SWEEP_TAG)
+        return cls(client, run_id, driver, None if last_epoch is None else int(last_epoch), sweep)
 
     def last_logged_epoch(self) -> int | None:
         """The highest epoch that `log_epoch` has written, None before the first."""
@@ -127,6 +136,31 @@ class TrackedRun:
             raise TakenOverError("another driver has resumed this run; this one leaves it alone")
         self._client.log_batch(self.run_id, _as_metrics({**metrics, _EPOCH: epoch}, step=epoch))
         self._last_epoch = epoch
+
+    def register(self, model_uri: str, name: str, alias: str, tags: Mapping[str, str], *, run_id: str) -> str:
+        """Register a logged model as a new version, which the alias names from then on; the version.
+
+        Parameters
+        ----------
+        model_uri : as :meth:`log_model` returned it.
+        name : of the registered model, created unless it exists.
+        alias : such as ``champion``: ``models:/<name>@<alias>``.
+        tags : of the version: where it comes from.
+        run_id : of the run that logged it.
+        """
+        from mlflow.exceptions import MlflowException
+
+        try:
+            self._client.create_registered_model(name)
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                raise
+        logged = self._client.get_logged_model(model_uri.removeprefix("models:/"))
+        created = self._client.create_model_version(
+            name, logged.artifact_location, run_id=run_id, tags=dict(tags), model_id=logged.model_id
+        )
+        self._client.set_registered_model_alias(name, alias, created.version)
+        return str(created.version)
 
     def log_result(self, metrics: Mapping[str, float]) -> None:
         """Write numbers of the finished model (a final evaluation), under the same rules as `log_epoch`.
@@ -260,18 +294,22 @@ class TrackedRun:
         A run that another driver has taken over is left to it. If the store fails, its error is raised, and the
         guardian goes on trying to end the run for some minutes.
         """
-        guardian, self._guardian = self._guardian, None
-        if guardian is None:
+        if self._ended:
             return
+        self._ended = True
         try:
             if self._is_mine():
                 if message is not None:
                     self.set_tag(OUTCOME_TAG, message)
+                if self._guardian is not None:
+                    end_trials(self._client, self._client.get_run(self.run_id).info.experiment_id, self.run_id)
                 self._client.set_terminated(self.run_id, status)
         except BaseException:
-            guardian.hand_over(status, message)
+            if self._guardian is not None:
+                self._guardian.hand_over(status, message)
             raise
-        guardian.dismiss()
+        if self._guardian is not None:
+            self._guardian.dismiss()
 
     def _is_mine(self) -> bool:
         return bool(self._client.get_run(self.run_id).data.tags.get(DRIVER_TAG) == self._driver)

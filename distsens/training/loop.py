@@ -142,7 +142,13 @@ class Watchers:
 
 
 def train(
-    state: TrainingState, step: Step, images: Images, labels: Tensor, plan: Plan, watchers: Watchers
+    state: TrainingState,
+    step: Step,
+    images: Images,
+    labels: Tensor,
+    plan: Plan,
+    watchers: Watchers,
+    until: int | None = None,
 ) -> str | None:
     """Train from where ``state`` stands to the end of the plan, or until the history says that going on is in vain.
 
@@ -156,6 +162,7 @@ def train(
     images, labels : the whole training set, uint8 (N, C, H, W), in memory or in files, and int64 (N,), the same on
         every worker.
     plan, watchers : see there.
+    until : end after this epoch, with the plan's schedules where they then stand; None for the plan's last.
 
     Returns
     -------
@@ -170,7 +177,7 @@ def train(
         record = _record(state, 0, {}, watchers.validate(), plan)
         state.initial = record.sensitivity
         watchers.on_epoch(state, False)
-    for epoch in range(state.epoch + 1, plan.epochs + 1):
+    for epoch in range(state.epoch + 1, (plan.epochs if until is None else until) + 1):
         if (reason := _in_vain(state.history, plan)) is not None:
             return reason
         if plan.alarm is not None and rolled_back(state.history) is not None:

@@ -133,3 +133,19 @@ def test_a_model_that_cannot_be_traced_leaves_its_weights_and_the_reason(
 def test_an_example_of_one_image_is_refused(run: TrackedRun, model: nn.Module):
     with pytest.raises(InputError, match="at least 2"):
         run.log_model(model, EXAMPLE[:1], b"")
+
+
+def test_a_registered_model_is_what_its_alias_names_until_a_newer_one_is(
+    store: Store, run: TrackedRun, model: nn.Module
+) -> None:
+    uri = run.log_model(model.eval(), EXAMPLE, b"")
+    assert uri is not None
+    first = run.register(uri, "robust", "champion", {"trial": "t1"}, run_id=run.run_id)
+    second = run.register(uri, "robust", "champion", {"trial": "t2"}, run_id=run.run_id)
+    named = store.client.get_model_version_by_alias("robust", "champion")
+    assert (named.version, named.tags, named.run_id) == (int(second), {"trial": "t2"}, run.run_id)
+    assert int(second) == int(first) + 1
+    mlflow.set_registry_uri(store.uri)
+    images = torch.from_numpy(EXAMPLE)
+    loaded = mlflow.pytorch.load_model("models:/robust@champion")
+    torch.testing.assert_close(loaded(images), model(images))

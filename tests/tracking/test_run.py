@@ -242,3 +242,20 @@ def test_a_driver_whose_run_another_has_resumed_writes_nothing_more(store: Store
     found = store.client.get_run(run.run_id)
     assert (found.info.status, found.data.metrics["loss"]) == ("FINISHED", 0.5)
     assert "distsens.outcome" not in found.data.tags
+
+
+def test_the_runs_of_a_sweeps_trials_are_its_children_and_end_with_it(store: Store, run: TrackedRun) -> None:
+    experiment = store.client.get_experiment(store.client.get_run(run.run_id).info.experiment_id).name
+
+    def trial(sweep: str) -> TrackedRun:
+        return TrackedRun.create(
+            store.uri, experiment=experiment, name="trial", params={}, tags={}, artifact_root=None, sweep=sweep
+        )
+
+    done, going_on, other = trial(run.run_id), trial(run.run_id), trial("another sweep")
+    done.finish("FINISHED")
+    run.finish("FAILED", "too many failed")
+    runs = [store.client.get_run(one.run_id) for one in (done, going_on, other)]
+    assert [one.info.status for one in runs] == ["FINISHED", "KILLED", "RUNNING"]
+    assert runs[0].data.tags["mlflow.parentRunId"] == run.run_id
+    other.finish("KILLED")

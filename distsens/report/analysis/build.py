@@ -11,7 +11,7 @@ from distsens.report.analysis.figures_models import model_plates
 from distsens.report.analysis.figures_time import agreement_plates, time_plates
 from distsens.report.analysis.page import page
 from distsens.report.analysis.sentences import sentences
-from distsens.report.analysis.style import Plate
+from distsens.report.style import Plate
 
 REPORT = "report.html"
 

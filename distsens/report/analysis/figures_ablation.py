@@ -9,7 +9,7 @@ from matplotlib.ticker import FixedLocator, MaxNLocator, PercentFormatter
 
 from distsens.analysis import Findings
 from distsens.report.analysis.figures_models import of_model
-from distsens.report.analysis.style import COLOURS, SELECTIONS, STYLES, Plate, drawn, grid, short, some
+from distsens.report.style import COLOURS, SELECTIONS, STYLES, Plate, drawn, grid, short, some
 
 _NAMES = {"top": "most sensitive", "random": "random", "bottom": "least sensitive"}
 _WHAT = {"benign": "their benign value", "zero": "zero", "mean": "their mean benign output"}

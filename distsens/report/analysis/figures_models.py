@@ -10,7 +10,7 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import PercentFormatter
 
 from distsens.analysis import NOISE, Findings
-from distsens.report.analysis.style import (
+from distsens.report.style import (
     COLOURS,
     MARKERS,
     STYLES,

@@ -11,7 +11,7 @@ from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from distsens.analysis import Findings, epochs_jaccard
 from distsens.report.analysis.figures_models import of_model
-from distsens.report.analysis.style import COLOURS, SEQUENTIAL, STYLES, Plate, drawn, grid, name_ticks, short, some
+from distsens.report.style import COLOURS, SEQUENTIAL, STYLES, Plate, drawn, grid, name_ticks, short, some
 
 _DRAWN_NEURONS = 64
 

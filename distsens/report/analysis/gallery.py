@@ -14,7 +14,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from distsens.analysis import Sight
-from distsens.report.analysis.style import short
+from distsens.report.style import short
 
 Pixels = npt.NDArray[np.uint8]
 

@@ -7,7 +7,7 @@ import math
 from typing import Any
 
 from distsens.analysis import Findings
-from distsens.report.analysis.style import short
+from distsens.report.style import short
 
 _ROWS = 600
 _COLUMNS = {

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import html
 from collections.abc import Mapping, Sequence
-from importlib.resources import files
 
 from distsens.analysis import Analysis, Findings, Sight
 from distsens.report.analysis.gallery import gallery_html
 from distsens.report.analysis.neuron_rows import model_rows, neuron_rows
-from distsens.report.analysis.style import Plate, inline_svg
+from distsens.report.document import document, section
+from distsens.report.document import findings as listed
+from distsens.report.style import Plate
 
 Sections = Sequence[tuple[str, str, Sequence[Plate]]]
 
@@ -27,66 +28,31 @@ def page(
     analysis: Analysis,
 ) -> str:
     """The whole document. ``sections`` are titles, an introduction each, and their figures."""
-    parts = [_head(title, about), _summary(sentences, warnings), _models(findings)]
-    parts += [_section(name, words, plates) for name, words, plates in sections if plates]
+    parts = [_summary(sentences, warnings), _models(findings)]
+    parts += [section(name, words, plates) for name, words, plates in sections if plates]
     if any(sights.values()):
         parts.append(_gallery(sights, classes))
     parts += [_neurons(findings), _made(analysis)]
-    return _fill(
-        "page.html", title=html.escape(title), style=_asset("page.css"), script=_asset("page.js"), body="".join(parts)
-    )
-
-
-def _asset(name: str) -> str:
-    return (files("distsens.report.analysis") / "assets" / name).read_text(encoding="utf-8")
-
-
-def _fill(name: str, **values: str) -> str:
-    text = _asset(name)
-    for key, value in values.items():
-        text = text.replace("{{" + key + "}}", value)
-    return text
-
-
-def _head(title: str, about: str) -> str:
-    return (
-        f'<header><h1>Sensitive neurons of {html.escape(title)}</h1><p class="about">{html.escape(about)}</p>'
-        '<button type="button" id="theme">light or dark</button></header>'
-    )
+    return document(f"Sensitive neurons of {title}", about, parts)
 
 
 def _summary(sentences: Mapping[str, Sequence[str]], warnings: Sequence[str]) -> str:
-    between, own = _list(sentences[""]), {name: some for name, some in sentences.items() if name}
+    between, own = listed(sentences[""]), {name: some for name, some in sentences.items() if name}
     if len(own) == 1:
-        items = between + "".join(_list(some) for some in own.values())
+        items = between + "".join(listed(some) for some in own.values())
     else:
         items = between + "".join(
-            f"<details><summary>{html.escape(name)} by itself</summary>{_list(some)}</details>"
+            f"<details><summary>{html.escape(name)} by itself</summary>{listed(some)}</details>"
             for name, some in own.items()
         )
     notes = "".join(f'<p class="warning">{html.escape(one)}</p>' for one in warnings)
     return f'<section id="findings"><h2>Findings</h2>{items}{notes}</section>'
 
 
-def _list(sentences: Sequence[str]) -> str:
-    items = "".join(f"<li>{html.escape(one)}</li>" for one in sentences)
-    return f'<ul class="findings">{items}</ul>' if items else ""
-
-
 def _models(findings: Findings) -> str:
     if len(findings.models) < 2:
         return ""
     return f'<section id="models"><h2>Models</h2><div class="scroll">{model_rows(findings)}</div></section>'
-
-
-def _section(name: str, words: str, plates: Sequence[Plate]) -> str:
-    figures = "".join(
-        f'<figure class="plate" id="figure-{plate.name}"><h3>{html.escape(plate.title)}</h3>'
-        f'<div class="scroll">{inline_svg(plate, html.escape(plate.title, quote=True))}</div>'
-        f"<figcaption>{html.escape(plate.caption)}</figcaption></figure>"
-        for plate in plates
-    )
-    return f"<section><h2>{html.escape(name)}</h2><p>{html.escape(words)}</p>{figures}</section>"
 
 
 def _gallery(sights: Mapping[str, Sequence[Sight]], classes: Sequence[str]) -> str:

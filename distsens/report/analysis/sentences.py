@@ -8,7 +8,7 @@ import pandas as pd
 
 from distsens.analysis import ALL_LAYERS, CLEAN, NOISE, Findings, neurons_to_flip
 from distsens.report.analysis.figures_models import of_model
-from distsens.report.analysis.style import short
+from distsens.report.style import short
 
 Row = dict[str, Any]
 

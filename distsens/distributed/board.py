@@ -1,0 +1,99 @@
+"""What the trials of a sweep tell its driver, and the data that it shares with them: two actors on its machine."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+
+from distsens import assembly
+from distsens.data import Extra
+from distsens.distributed.monitor import Event
+from distsens.distributed.training import share_data
+from distsens.experiment import Experiment
+from distsens.training import Progress
+
+
+@dataclass(frozen=True)
+class Began:
+    """A trial, perhaps anew, begins to train with these values; ``epochs`` those before this rung's first."""
+
+    values: Mapping[str, Any]
+    epochs: int
+
+
+@dataclass(frozen=True)
+class RungEnded:
+    """A trial's training at a rung has ended, well or not; ``clean`` and ``robust`` on validation in its best epoch.
+
+    score : by the sweep's goal. last : whether the trial has come to its end.
+    """
+
+    clean: float
+    robust: float
+    score: float
+    failure: str | None
+    last: bool
+
+
+@dataclass(frozen=True)
+class TrialEvent:
+    """Something that happened to a trial at a rung."""
+
+    trial: str
+    rung: int
+    event: Event | Began | RungEnded
+
+
+class Board:
+    """Holds the trials' events in order, and of each trial the latest step progress only."""
+
+    def __init__(self) -> None:
+        self._events: list[TrialEvent] = []
+        self._progress: dict[str, Progress] = {}
+
+    def post(self, event: TrialEvent) -> None:
+        """Keep an event for the driver."""
+        self._events.append(event)
+
+    def progress(self, trial: str, progress: Progress) -> None:
+        """Replace a trial's step progress."""
+        self._progress[trial] = progress
+
+    def collect(self) -> tuple[list[TrialEvent], dict[str, Progress]]:
+        """Hand over the events and the progress since the last call."""
+        events, self._events = self._events, []
+        progress, self._progress = self._progress, {}
+        return events, progress
+
+
+@dataclass(frozen=True)
+class SharedData:
+    """A data set in the object store, as a training job takes it."""
+
+    shape: tuple[int, int, int]
+    classes: int
+    arrays: dict[str, ray.ObjectRef]
+    extra: Extra
+
+
+class Shelf:
+    """Reads each variant of the data once, and keeps it in the object store for all trials that train on it."""
+
+    def __init__(self) -> None:
+        self._shared: dict[tuple[str, int], SharedData] = {}
+
+    def data(self, experiment: Experiment) -> SharedData:
+        """The experiment's data, split by its seed."""
+        key = experiment.data.model_dump_json(), experiment.seed
+        if key not in self._shared:
+            dataset = assembly.load_data(experiment)
+            self._shared[key] = SharedData(
+                dataset.shape,
+                len(dataset.classes),
+                share_data(dataset),
+                assembly.build_extra(experiment, dataset.extra),
+            )
+        return self._shared[key]

@@ -1,0 +1,60 @@
+"""Sweeps in storage: a folder each, with what is needed to resume, its trials, and Ray Tune's own state."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from distsens.errors import InputError
+from distsens.report.sweep import TrialState
+from distsens.search import SweepPlan
+from distsens.storage import Place, open_place, read_json, write_json
+
+SWEEP_FILE = "sweep.json"
+TUNE_FOLDER = "tune"
+_TRIAL_FILE = "trial.json"
+_FORMAT = 1
+
+
+@dataclass(frozen=True)
+class StoredSweep:
+    """A sweep: its name, its place, the recipe with ``search`` and ``sweep``, and its MLflow run."""
+
+    name: str
+    place: Place
+    recipe: dict[str, Any]
+    mlflow_run_id: str
+
+    @property
+    def plan(self) -> SweepPlan:
+        """The recipe, parsed."""
+        return SweepPlan.parse(self.recipe)
+
+    def save(self) -> None:
+        """Write ``sweep.json``, which makes the sweep resumable."""
+        write_json(
+            self.place, SWEEP_FILE, {"format": _FORMAT, "recipe": self.recipe, "mlflow_run_id": self.mlflow_run_id}
+        )
+
+    def keep(self, trial: TrialState) -> None:
+        """Write down what is known of a trial."""
+        write_json(self.place.child(f"trials/{trial.trial}"), _TRIAL_FILE, trial.to_dict())
+
+    def trials(self) -> dict[str, TrialState]:
+        """What earlier sessions knew of the trials, by id."""
+        keys = [key for key in self.place.keys("trials") if key.endswith(f"/{_TRIAL_FILE}")]
+        states = [TrialState.from_dict(read_json(self.place, key)) for key in sorted(keys)]
+        return {one.trial: one for one in states}
+
+
+def find_sweep(name: str, storage_url: str) -> StoredSweep:
+    """The sweep of that name in the storage, or the one at that path."""
+    place = open_place(name) if "/" in name else open_place(storage_url).child(name)
+    place.check_writable()
+    try:
+        document = read_json(place, SWEEP_FILE)
+    except (OSError, ValueError):
+        raise InputError("resume", name, f"there is no {SWEEP_FILE} of a sweep in {place.url}") from None
+    if not isinstance(document, dict) or document.get("format") != _FORMAT:
+        raise InputError("resume", name, f"its {SWEEP_FILE} is not of this version's format ({_FORMAT})")
+    return StoredSweep(place.url.rstrip("/").rsplit("/", 1)[-1], place, document["recipe"], document["mlflow_run_id"])

@@ -1,0 +1,251 @@
+"""What the driver writes down of a sweep's trials: to storage, to an MLflow run each, and to the view."""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import ray
+from ray import tune
+
+from distsens.distributed.board import Began, RungEnded, TrialEvent
+from distsens.distributed.monitor import EpochFinished, Started
+from distsens.distributed.sweep_record import StoredSweep
+from distsens.distributed.trial import TrialKit, trial_results
+from distsens.report.sweep import RungState, SweepView, TrialState
+from distsens.search import SweepPlan
+from distsens.tracking import TrackedRun
+from distsens.training import EpochRecord, Progress
+
+_SECONDS_BETWEEN_LOOKS = 0.5
+
+
+class TooManyFailedError(RuntimeError):
+    """More trials have failed than the sweep allows."""
+
+
+@dataclass(frozen=True)
+class _Ended:
+    """Ray Tune has done with a trial: because it returned or was stopped, or because its process died."""
+
+    trial: str
+    failure: str | None
+
+
+class SweepRecorder:
+    """Follows the trials from a thread of its own while Ray Tune has the main one; a context manager.
+
+    Each event is written down once: a trial's metrics go to its own MLflow run, a child of the sweep's, its state to
+    storage and to the view. Only this thread uses MLflow while it runs.
+    """
+
+    def __init__(self, stored: StoredSweep, plan: SweepPlan, kit: TrialKit, view: SweepView, tracking: Any) -> None:
+        self.trials = stored.trials()
+        self.error: Exception | None = None
+        self._stored, self._plan, self._kit, self._view, self._tracking = stored, plan, kit, view, tracking
+        self._runs: dict[str, TrackedRun] = {}
+        self._offsets: dict[str, int] = {}
+        self._ends: queue.SimpleQueue[_Ended] = queue.SimpleQueue()
+        self._steps: dict[str, Progress] = {}
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._follow, daemon=True)
+
+    def __enter__(self) -> SweepRecorder:
+        _LISTENING[self._stored.name] = self
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        self._thread.join()
+        del _LISTENING[self._stored.name]
+
+    @property
+    def in_order(self) -> list[TrialState]:
+        """The trials as they were drawn."""
+        return sorted(self.trials.values(), key=lambda one: one.number)
+
+    def ended(self, trial: str, failure: str | None) -> None:
+        """Ray Tune has done with a trial."""
+        self._ends.put(_Ended(trial, failure))
+
+    def check(self) -> None:
+        """Raise, in Ray Tune's thread, what must end the sweep."""
+        if self.error is not None:
+            raise self.error
+        failed = [one for one in self.in_order if one.status == "failed"]
+        if len(failed) > self._plan.sweep.max_failed:
+            last = failed[-1]
+            raise TooManyFailedError(
+                f"{len(failed)} trials failed, more than sweep.max_failed ({self._plan.sweep.max_failed}); "
+                f"trial {last.number}: {last.failure}"
+            )
+
+    def settle(self, ended: Sequence[str]) -> None:
+        """After Ray Tune: what a driver that was killed had not written of the trials that ended under it."""
+        for trial in ended:
+            state = self.trials.get(trial)
+            if state is not None and state.status != "running":
+                continue
+            for rung, result in trial_results(self._kit.place(trial)):
+                epochs = sum(one.epochs for number, one in self._rungs(trial).items() if number < rung)
+                self._take(TrialEvent(trial, rung, Began(result.values, epochs)))
+                for record in result.history:
+                    self._take(TrialEvent(trial, rung, EpochFinished(record, best=False, saved=True)))
+                self._take(TrialEvent(trial, rung, result.ended(self._plan.sweep, last_rung=rung == self._plan.rungs)))
+            if trial in self.trials:
+                self._end(_Ended(trial, None))
+
+    def interrupt(self) -> None:
+        """Those that still train will be taken up by a resumed sweep."""
+        for state in self.in_order:
+            if state.status == "running":
+                self._finish(state, "interrupted", "KILLED", "the sweep ended before it did")
+
+    def _rungs(self, trial: str) -> dict[int, RungState]:
+        return self.trials[trial].rungs if trial in self.trials else {}
+
+    def _follow(self) -> None:
+        try:
+            over = False
+            while not over:
+                over = self._over.wait(_SECONDS_BETWEEN_LOOKS)
+                # What Ray Tune says of a trial comes after the trial's own words: those are on the board by then.
+                ends = self._taken_ends()
+                events, steps = ray.get(self._kit.board.collect.remote())
+                self._steps |= steps
+                for event in events:
+                    self._take(event)
+                for end in ends:
+                    self._end(end)
+                self._view.update(self.in_order, {trial: _step(one) for trial, one in self._steps.items()})
+        except Exception as error:  # raised where Ray Tune can be ended
+            self.error = error
+
+    def _taken_ends(self) -> list[_Ended]:
+        ends = []
+        while not self._ends.empty():
+            ends.append(self._ends.get())
+        return ends
+
+    def _take(self, told: TrialEvent) -> None:
+        match told.event:
+            case Began(values, epochs):
+                self._began(told.trial, told.rung, dict(values), epochs)
+            case Started(_, _, history, _):
+                for record in history:
+                    self._epoch(told.trial, told.rung, record)
+            case EpochFinished(record, _, _):
+                self._epoch(told.trial, told.rung, record)
+            case RungEnded():
+                self._rung_ended(told.trial, told.rung, told.event)
+
+    def _began(self, trial: str, rung: int, values: dict[str, Any], epochs: int) -> None:
+        state = self.trials.get(trial)
+        if state is None:
+            state = self.trials[trial] = TrialState(trial, len(self.trials), values)
+        state.values, state.status, state.failure = values, "running", None
+        state.rungs.setdefault(rung, RungState())
+        self._offsets[trial] = epochs
+        if trial not in self._runs:
+            self._open_run(state)
+        self._stored.keep(state)
+
+    def _open_run(self, state: TrialState) -> None:
+        if state.mlflow_run_id is not None:
+            self._runs[state.trial] = TrackedRun.reopen(self._tracking.uri, state.mlflow_run_id)
+            return
+        experiment = self._plan.experiment(state.values)
+        run = TrackedRun.create(
+            self._tracking.uri,
+            experiment=experiment.tracking.experiment,
+            name=f"{self._stored.name}-{state.number:03d}",
+            params=experiment.flat(),
+            tags={**self._tracking.tags, "distsens.trial": state.trial},
+            artifact_root=self._tracking.artifact_root,
+            sweep=self._stored.mlflow_run_id,
+        )
+        self._runs[state.trial], state.mlflow_run_id = run, run.run_id
+
+    def _epoch(self, trial: str, rung: int, record: EpochRecord) -> None:
+        state = self.trials[trial]
+        one = state.rungs[rung]
+        if record.epoch > one.epochs:
+            one.epochs = record.epoch
+            seconds = record.metrics.get("throughput/epoch_seconds", 0.0)
+            one.seconds += seconds
+            one.evaluations += seconds * record.metrics.get("throughput/gradient_evaluations_per_second", 0.0)
+        offset = self._offsets[trial]
+        if record.epoch == 0 and offset > 0:
+            return  # the untrained network of a further rung has the step of the last rung's end
+        searched = {
+            f"searched/{field}": float(value)
+            for field, value in state.values.items()
+            if self._plan.sweep.scheduler == "pbt" and isinstance(value, int | float)
+        }
+        self._runs[trial].log_epoch(offset + record.epoch, {**record.metrics, **searched, "rung": float(rung)})
+
+    def _rung_ended(self, trial: str, rung: int, ended: RungEnded) -> None:
+        state = self.trials[trial]
+        one = state.rungs[rung]
+        one.clean, one.robust, one.score = ended.clean, ended.robust, ended.score
+        numbers = {"clean_accuracy": ended.clean, "robust_accuracy": ended.robust, "score": ended.score}
+        self._runs[trial].log_result({**numbers, "rungs_done": float(rung)})
+        if ended.failure is not None:
+            self._finish(state, "failed", "FAILED", ended.failure)
+        elif ended.last:
+            self._finish(state, "finished", "FINISHED", None)
+        self._stored.keep(state)
+
+    def _end(self, end: _Ended) -> None:
+        state = self.trials.get(end.trial)
+        if state is None or state.status != "running":
+            return
+        if end.failure is not None:
+            self._finish(state, "failed", "FAILED", end.failure)
+        else:
+            self._finish(state, "stopped", "FINISHED", f"stopped at rung {state.rungs_done} of {self._plan.rungs}")
+
+    def _finish(
+        self,
+        state: TrialState,
+        status: Literal["stopped", "finished", "failed", "interrupted"],
+        run_status: Literal["FINISHED", "FAILED", "KILLED"],
+        message: str | None,
+    ) -> None:
+        state.status = status
+        state.failure = message if status == "failed" else None
+        self._stored.keep(state)
+        run = self._runs.pop(state.trial, None)
+        if run is not None:
+            run.finish(run_status, message)
+
+
+# Ray Tune pickles its callbacks for a later driver, which has a recorder of its own under the same name.
+_LISTENING: dict[str, SweepRecorder] = {}
+
+
+class TellsRecorder(tune.Callback):
+    """Tells the recorder of the sweep of that name what Ray Tune has done, and lets it end the sweep."""
+
+    def __init__(self, sweep: str) -> None:
+        self._sweep = sweep
+
+    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:  # noqa: ARG002
+        """It returned, or was stopped."""
+        _LISTENING[self._sweep].ended(trial.trial_id, None)
+
+    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:  # noqa: ARG002
+        """Its process died, and once too often."""
+        _LISTENING[self._sweep].ended(trial.trial_id, "its process died")
+
+    def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:  # noqa: ARG002
+        """A good moment to end."""
+        _LISTENING[self._sweep].check()
+
+
+def _step(progress: Progress) -> str:
+    return f"epoch {progress.epoch}, {progress.step}/{progress.steps}, {progress.images_per_second:,.0f} images/s"

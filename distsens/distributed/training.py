@@ -1,0 +1,232 @@
+"""One training on a cluster: its workers are started by Ray Train, followed, and ended."""
+
+from __future__ import annotations
+
+import re
+import tempfile
+import threading
+import time
+import uuid
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import numpy as np
+import ray
+import ray.train
+from ray.train.torch import TorchTrainer
+from ray.train.v2._internal.execution.callback import ControllerCallback
+
+from distsens.data import Dataset, ImageFiles, ImageSet
+from distsens.distributed.cluster import PLACES_TIMEOUT_S, check_capacity_of_cluster
+from distsens.distributed.monitor import Event, Started, start_monitor
+from distsens.distributed.signals import ignore_signals
+from distsens.distributed.worker import Job, train_worker
+from distsens.errors import InputError
+from distsens.experiment import Workers
+from distsens.training import Progress
+
+_SECONDS_BETWEEN_LOOKS = 0.25
+_SECONDS_BEFORE_WAITING_IS_SAID = 20.0
+_SECONDS_FOR_A_CONTROLLER = 30.0
+_SECONDS_OF_QUIET = 30.0
+_SECONDS_FOR_A_LOST_MACHINE = 600.0
+_SECONDS_FOR_A_BUSY_CLUSTER = 24 * 3600
+# What the other workers say when one of them has gone.
+_BROKEN_GROUP = re.compile(r"connection|gloo|nccl|process ?group|peer", re.IGNORECASE)
+
+
+def share_data(dataset: Dataset) -> dict[str, ray.ObjectRef]:
+    """Object references of ``train/images``, ``train/labels`` and so on, as a :class:`Job` takes them."""
+    arrays = {}
+    for name in ("train", "validation", "test"):
+        split: ImageSet = getattr(dataset, name)
+        in_files = isinstance(split.images, ImageFiles)
+        arrays[f"{name}/images"] = ray.put(split.images if in_files else np.ascontiguousarray(split.images))
+        arrays[f"{name}/labels"] = ray.put(np.ascontiguousarray(split.labels))
+    return arrays
+
+
+def ray_notes() -> tempfile.TemporaryDirectory[str]:
+    """A folder for the notes of Ray Train's controller, which runs on the driver's machine.
+
+    Nothing reads them: checkpoints and metrics have their own ways to the storage and to the driver.
+    """
+    return tempfile.TemporaryDirectory(prefix="distsens-", ignore_cleanup_errors=True)
+
+
+class Training:
+    """``TorchTrainer.fit`` in a thread, so that the main one can follow, and answer signals."""
+
+    def __init__(self, trainer: TorchTrainer, monitor: Any) -> None:
+        self.monitor = monitor
+        self._trainer = trainer
+        self._error: BaseException | None = None
+        self._thread = threading.Thread(target=self._fit, daemon=True)
+        self._thread.start()
+
+    def _fit(self) -> None:
+        try:
+            self._trainer.fit()
+        except BaseException as error:
+            self._error = error
+
+    @property
+    def going_on(self) -> bool:
+        """Whether the workers, or what controls them, have not ended."""
+        return self._thread.is_alive()
+
+    def check(self) -> None:
+        """Raise in the main thread what ended the training, if it was an error."""
+        self._thread.join()
+        if self._error is not None:
+            raise self._error
+
+    def close(self) -> None:
+        """End the training if it still goes on, and its thread: one that waits in Ray must not outlive the connection.
+
+        Ray frees what the thread waits on when it disconnects, and the process dies of it.
+        """
+        ignore_signals()
+        deadline = time.monotonic() + _SECONDS_FOR_A_CONTROLLER
+        while self.going_on and time.monotonic() < deadline:
+            try:
+                controller = ray.get(self.monitor.controller.remote())
+            except ray.exceptions.RayActorError:
+                return  # The machine lost the monitor, so nobody knows the controller.
+            if controller is not None:
+                ray.kill(controller)
+            self._thread.join(_SECONDS_BETWEEN_LOOKS)
+
+
+class _TellsOfController(ControllerCallback):
+    """Tells the monitor of Ray Train's controller, so that the driver can end it."""
+
+    def __init__(self, monitor: Any) -> None:
+        self._monitor = monitor
+
+    def after_controller_start(self, train_run_context: Any) -> None:  # noqa: ARG002
+        ray.get(self._monitor.controlled_by.remote(ray.get_runtime_context().current_actor))
+
+
+def start_training(job: Job, notes: str) -> Training:
+    """Start the job's workers; ``notes`` is a folder of :func:`ray_notes`."""
+    workers = job.experiment.workers
+    monitor = start_monitor()
+    trainer = TorchTrainer(
+        train_worker,
+        train_loop_config={"job": job, "monitor": monitor},
+        scaling_config=ray.train.ScalingConfig(
+            num_workers=workers.num,
+            use_gpu=workers.gpus > 0,
+            resources_per_worker={"CPU": workers.cpus, "GPU": workers.gpus} if workers.gpus else {"CPU": workers.cpus},
+        ),
+        run_config=ray.train.RunConfig(
+            # A name of its own for each attempt: under a known one Ray would take up its own old state.
+            name=f"ray-{uuid.uuid4().hex[:8]}",
+            storage_path=notes,
+            failure_config=ray.train.FailureConfig(
+                max_failures=workers.max_failures,
+                controller_failure_limit=_SECONDS_FOR_A_BUSY_CLUSTER // PLACES_TIMEOUT_S,
+            ),
+            callbacks=[_TellsOfController(monitor)],
+        ),
+    )
+    return Training(trainer, monitor)
+
+
+class Shown(Protocol):
+    """What is shown of a training that is followed."""
+
+    def say(self, line: str) -> None:
+        """A line that stays."""
+
+    def doing(self, what: str, detail: str = "") -> None:
+        """What is being done until something else is."""
+
+    def step(self, progress: Progress) -> None:
+        """Where the epoch stands."""
+
+
+def follow(training: Training, workers: Workers, shown: Shown, take: Callable[[Event], None]) -> None:
+    """Take what the workers tell until they are done; raise what ended them."""
+    shown.doing("starting the workers")
+    began, started, waiting_said, latest, tested = time.monotonic(), False, False, None, 0
+    quiet = _Quiet(workers)
+    going_on = True
+    while going_on:
+        going_on = training.going_on
+        events, progress, tested_now = ray.get(training.monitor.collect.remote())
+        if events or progress != latest or tested_now != tested:
+            quiet.ended()
+        else:
+            quiet.check()
+        for event in events:
+            started = started or isinstance(event, Started)
+            take(event)
+        if progress is not None and progress != latest:
+            latest = progress
+            shown.step(progress)
+        if tested_now != tested:
+            tested = tested_now
+            shown.doing("testing", f"{tested} images")
+        if not started and not waiting_said and time.monotonic() - began > _SECONDS_BEFORE_WAITING_IS_SAID:
+            waiting_said = True
+            shown.say("still waiting for the cluster to give the workers their place")
+        if going_on:
+            time.sleep(_SECONDS_BETWEEN_LOOKS)
+    training.check()
+
+
+class _Quiet:
+    """Looks after a silence of the workers whether the cluster can still hold them, and gives up when it cannot.
+
+    A machine that is lost may be replaced, so it is given some minutes; a busy cluster is waited for.
+    """
+
+    def __init__(self, workers: Workers) -> None:
+        self._workers = workers
+        self.ended()
+
+    def ended(self) -> None:
+        """The workers have been heard."""
+        self._looked = time.monotonic()
+        self._too_small_since: float | None = None
+
+    def check(self) -> None:
+        """Nothing was heard; :class:`InputError` when the cluster has been too small for too long."""
+        now = time.monotonic()
+        if now - self._looked < _SECONDS_OF_QUIET:
+            return
+        self._looked = now
+        try:
+            check_capacity_of_cluster(self._workers)
+        except InputError:
+            if self._too_small_since is None:
+                self._too_small_since = now
+            elif now - self._too_small_since > _SECONDS_FOR_A_LOST_MACHINE:
+                raise
+        else:
+            self._too_small_since = None
+
+
+def cause(error: BaseException) -> str:
+    """One line for what ended the workers: a worker's own error, without Ray's wrapping.
+
+    When one fails the others lose their connection to it, so theirs is not the cause unless there is no other.
+    """
+    failures: dict[int, BaseException] = getattr(error, "worker_failures", {})
+    own = [rank for rank in sorted(failures) if not _BROKEN_GROUP.search(_last_line(failures[rank]))]
+    if failures:
+        rank = own[0] if own else min(failures)
+        return f"worker {rank}: {_last_line(failures[rank])}"
+    lines = _lines(error)
+    # Of its own accord Ray says first what happened, and then what can be done about it.
+    return f"Ray: {lines[0]}" if isinstance(error, ray.exceptions.RayError) else lines[-1]
+
+
+def _last_line(error: BaseException) -> str:
+    return _lines(error)[-1]
+
+
+def _lines(error: BaseException) -> list[str]:
+    return [line.strip() for line in str(error).strip().splitlines() if line.strip()] or [repr(error)]

@@ -1,0 +1,273 @@
+"""One trial of a sweep: it trains, rung by rung, in a Ray Tune actor, and can be ended and taken up at any moment."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import ray
+import ray.train
+import torch
+from ray import tune
+
+from distsens import assembly
+from distsens.distributed.board import Began, RungEnded, SharedData, TrialEvent
+from distsens.distributed.monitor import EpochFinished, Event, Started, Stopped
+from distsens.distributed.training import cause, follow, ray_notes, start_training
+from distsens.distributed.worker import Job, Seat, run_worker
+from distsens.errors import InputError
+from distsens.experiment import CheckpointPolicy, Experiment
+from distsens.search import FAILED, Point, Sweep, SweepPlan, score
+from distsens.storage import (
+    CheckpointError,
+    Checkpoints,
+    Place,
+    RunRecord,
+    open_place,
+    read_json,
+    write_json,
+    write_run,
+)
+from distsens.training import EpochRecord, Progress, best_epoch
+
+RESULT_FILE = "result.json"
+_POINTER = "pointer.json"
+_FORMAT = 1
+
+
+@dataclass(frozen=True)
+class RungResult:
+    """How a trial's training at a rung ended: its searched values, its epochs, or why it failed."""
+
+    values: Mapping[str, Any]
+    history: tuple[EpochRecord, ...]
+    failure: str | None
+
+    @property
+    def point(self) -> Point:
+        """Accuracies on validation in the best epoch; none at all of a training that failed."""
+        best = best_epoch(self.history)
+        if self.failure is not None or best is None:
+            return Point(0.0, 0.0)
+        return Point(best.metrics["validation/clean_accuracy"], best.metrics["validation/robust_accuracy"])
+
+    def ended(self, sweep: Sweep, *, last_rung: bool) -> RungEnded:
+        """What it is worth by the sweep's goal."""
+        point = self.point
+        worth = FAILED if self.failure is not None else score(sweep, point, last_rung=last_rung)
+        return RungEnded(point.clean, point.robust, worth, self.failure, last_rung)
+
+    def save(self, place: Place) -> None:
+        """Write it down, which makes the rung done."""
+        history = [{"epoch": one.epoch, "metrics": one.metrics, "alarm": one.alarm} for one in self.history]
+        document = {"format": _FORMAT, "values": dict(self.values), "history": history, "failure": self.failure}
+        write_json(place, RESULT_FILE, document)
+
+    @staticmethod
+    def load(place: Place) -> RungResult | None:
+        """What :meth:`save` wrote, or None."""
+        try:
+            document = read_json(place, RESULT_FILE)
+        except FileNotFoundError:
+            return None
+        history = tuple(EpochRecord(one["epoch"], one["metrics"], alarm=one["alarm"]) for one in document["history"])
+        return RungResult(document["values"], history, document["failure"])
+
+
+@dataclass(frozen=True)
+class TrialKit:
+    """What every trial of a sweep is given.
+
+    url : of the sweep's place in storage.
+    board, shelf : actors, see there.
+    """
+
+    plan: SweepPlan
+    url: str
+    board: Any
+    shelf: Any
+
+    def place(self, trial: str) -> Place:
+        """Where a trial keeps what it has done."""
+        return open_place(self.url).child(f"trials/{trial}")
+
+
+def train_trial(values: dict[str, Any], kit: TrialKit) -> None:
+    """The trainable that Ray Tune runs: a trial with these values by dotted field."""
+    trial = tune.get_context().get_trial_id()
+    train = _train_in_intervals if kit.plan.sweep.scheduler == "pbt" else _train_in_rungs
+    train(_Trial(trial, values, kit))
+
+
+def _train_in_rungs(trial: _Trial) -> None:
+    """A whole training at each rung; Ray Tune hears of each at its end, and may then end the trial."""
+    plan, scores = trial.kit.plan, []
+    epochs = 0
+    for rung in range(1, plan.rungs + 1):
+        result = trial.train(rung, plan.experiment(trial.values, rung), trial.place.child(f"rung-{rung}"), epochs)
+        told = trial.verdict(rung, result, last_rung=rung == plan.rungs)
+        scores.append(told["score"])
+        # A scheduler that is made anew for a resumed sweep learns from the scores what it knew.
+        tune.report({**told, "budget": plan.budget(rung), "scores": list(scores)})
+        if result.failure is not None:
+            return
+        epochs += len(result.history) - 1
+
+
+def _train_in_intervals(trial: _Trial) -> None:
+    """One training that Ray Tune hears of after every few epochs, when it may be sent on from another trial's state."""
+    plan = trial.kit.plan
+    experiment = plan.experiment(trial.values)
+    # Another trial may go on from any of them, however much later.
+    experiment = experiment.model_copy(
+        update={"checkpoint": CheckpointPolicy(every=plan.sweep.interval, keep=experiment.training.epochs)}
+    )
+    place = trial.place.child(experiment.digest()[:12])
+    pointer = _read_pointer()
+    done = 0
+    if pointer is not None:
+        done = pointer["epoch"]
+        _take_over(pointer, place, experiment)
+    last = experiment.training.epochs
+    while done < last:
+        done = min(done + plan.sweep.interval, last)
+        result = trial.train(1, experiment, place, 0, until=done)
+        told = trial.verdict(1, result, last_rung=done == last)
+        with _pointer(place, done) as checkpoint:
+            tune.report({**told, "epoch": done}, checkpoint=checkpoint)
+        if result.failure is not None:
+            return
+
+
+def _take_over(pointer: Mapping[str, Any], place: Place, experiment: Experiment) -> None:
+    """Put the state that the pointer names, of another training, where this one looks for its own."""
+    if pointer["url"] != place.url:
+        files = Checkpoints(open_place(pointer["url"])).load(pointer["epoch"]).files
+        Checkpoints(place).save(pointer["epoch"], files, experiment=experiment.digest(), metrics={})
+
+
+def _read_pointer() -> dict[str, Any] | None:
+    checkpoint = tune.get_checkpoint()
+    if checkpoint is None:
+        return None
+    with checkpoint.as_directory() as folder:
+        found: dict[str, Any] = read_json(open_place(folder), _POINTER)
+    return found
+
+
+@contextmanager
+def _pointer(place: Place, epoch: int) -> Iterator[tune.Checkpoint]:
+    """Ray Tune's checkpoint of a trial: the address of ours, which is complete or absent and verified."""
+    with tempfile.TemporaryDirectory() as folder:
+        write_json(open_place(folder), _POINTER, {"url": place.url, "epoch": epoch})
+        yield tune.Checkpoint.from_directory(folder)
+
+
+class _Trial:
+    def __init__(self, name: str, values: Mapping[str, Any], kit: TrialKit) -> None:
+        self.name, self.values, self.kit = name, values, kit
+        self.place = kit.place(name)
+
+    def train(
+        self, rung: int, experiment: Experiment, place: Place, epochs: int, until: int | None = None
+    ) -> RungResult:
+        """Train at a rung, or read how an earlier attempt ended."""
+        done = RungResult.load(place)
+        if done is not None and (until is None or done.failure is not None or len(done.history) > until):
+            self._post(rung, Began(self.values, epochs))
+            for record in done.history:
+                self._post(rung, EpochFinished(record, best=False, saved=True))
+            return done
+        self._post(rung, Began(self.values, epochs))
+        account = _Account(self, rung)
+        try:
+            self._run(experiment, place, until, account)
+        except (ray.train.TrainingFailedError, ray.exceptions.RayError) as error:
+            account.failure = cause(error)
+        except (InputError, CheckpointError, OSError) as error:
+            account.failure = str(error)
+        except Exception as error:
+            # A trial that cannot be trained is a result of the sweep, whatever the reason.
+            account.failure = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
+        result = RungResult(self.values, tuple(account.history), account.failure)
+        result.save(place)
+        return result
+
+    def verdict(self, rung: int, result: RungResult, *, last_rung: bool) -> dict[str, Any]:
+        """What a rung's end is worth, told to the driver, and for Ray Tune."""
+        ended = result.ended(self.kit.plan.sweep, last_rung=last_rung)
+        self._post(rung, ended)
+        return {
+            "rung": rung,
+            "clean_accuracy": ended.clean,
+            "robust_accuracy": ended.robust,
+            "score": ended.score,
+            "failure": ended.failure or "",
+        }
+
+    def _run(self, experiment: Experiment, place: Place, until: int | None, account: _Account) -> None:
+        """Train with workers of their own, or, where one is enough, in this very actor."""
+        write_run(place, RunRecord(experiment.model_dump(mode="json"), mlflow_run_id=""))
+        data: SharedData = ray.get(self.kit.shelf.data.remote(experiment))
+        assembly.build_model(experiment, data.shape, data.classes)  # says in one line what a worker would at length
+        job = Job(experiment, data.shape, data.classes, data.arrays, data.extra, place.url, until, tested=False)
+        if experiment.workers.num == 1:
+            device = torch.device("cuda" if experiment.workers.gpus else "cpu")
+            run_worker(job, Seat(0, 1, device, on_epoch=lambda _: None), account)
+        else:
+            with ray_notes() as notes, closing(start_training(job, notes)) as training:
+                follow(training, experiment.workers, account, account.post)
+
+    def _post(self, rung: int, event: Event | Began | RungEnded) -> None:
+        ray.get(self.kit.board.post.remote(TrialEvent(self.name, rung, event)))
+
+
+@dataclass
+class _Account:
+    """What a trial's workers tell: kept for the verdict, and passed on to the driver of the sweep."""
+
+    trial: _Trial
+    rung: int
+    history: list[EpochRecord] = field(default_factory=list)
+    failure: str | None = None
+
+    def post(self, event: Event) -> None:
+        """Keep what it means; neurons are too many to follow for each trial."""
+        match event:
+            case Started():
+                self.history = [replace(record, sensitivity={}) for record in event.history]
+                event = replace(event, history=tuple(self.history))
+            case EpochFinished(record, best, saved):
+                self.history.append(replace(record, sensitivity={}))
+                event = EpochFinished(self.history[-1], best, saved)
+            case Stopped(message):
+                self.failure = message
+        self.trial._post(self.rung, event)
+
+    def progress(self, progress: Progress) -> None:
+        """Pass it on."""
+        self.trial.kit.board.progress.remote(self.trial.name, progress)
+
+    def step(self, progress: Progress) -> None:
+        """Pass it on."""
+        self.progress(progress)
+
+    def testing(self, images: int) -> None:
+        """Trials are not tested."""
+
+    def say(self, line: str) -> None:
+        """Trials are too many for lines of their own."""
+
+    def doing(self, what: str, detail: str = "") -> None:
+        """Trials are too many for lines of their own."""
+
+
+def trial_results(place: Place) -> Iterator[tuple[int, RungResult]]:
+    """The rungs that a trial has done, in order, with how each ended."""
+    rung = 1
+    while (result := RungResult.load(place.child(f"rung-{rung}"))) is not None:
+        yield rung, result
+        rung += 1

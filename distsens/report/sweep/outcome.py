@@ -1,0 +1,67 @@
+"""What the trials of a sweep say together."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from distsens.report.sweep.state import TrialState, at_the_end, ranked
+from distsens.search import Space, hypervolume, importance, pareto_front
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """Counted from the trials.
+
+    best : first. front : by rising clean accuracy. importance : by field, see ``distsens.search.importance``.
+    importance_rung : where its scores were taken.
+    evaluations, seconds : of training, all trials. to_the_end : evaluations had each run the last rung alone, or None.
+    """
+
+    best: tuple[TrialState, ...]
+    front: tuple[TrialState, ...]
+    hypervolume: float
+    importance: dict[str, float]
+    importance_rung: int
+    evaluations: float
+    seconds: float
+    to_the_end: float | None
+
+    @property
+    def saved(self) -> float | None:
+        """Part of the evaluations that ending trials early has saved."""
+        return None if not self.to_the_end else 1.0 - self.evaluations / self.to_the_end
+
+
+def count(trials: Sequence[TrialState], space: Space) -> Outcome:
+    """Count what the trials say, so far or at the end."""
+    finished = at_the_end(trials)
+    points = [point for one in finished if (point := one.point) is not None]
+    rung, scores = _widest_rung(trials)
+    last = [one.rungs[one.rung].evaluations for one in finished]
+    return Outcome(
+        best=tuple(ranked(trials)),
+        front=tuple(finished[position] for position in pareto_front(points)),
+        hypervolume=hypervolume(points),
+        importance=importance(space, scores),
+        importance_rung=rung,
+        evaluations=sum(one.evaluations for one in trials),
+        seconds=sum(one.seconds for one in trials),
+        to_the_end=len(trials) * sum(last) / len(last) if last else None,
+    )
+
+
+def _widest_rung(trials: Sequence[TrialState]) -> tuple[int, list[tuple[dict[str, object], float]]]:
+    """The highest of the rungs that most trials did, and the trials' values and scores there: judged alike."""
+    done = [(number, one) for one in trials if one.status != "failed" for number in one.rungs]
+    scored = [(number, one) for number, one in done if one.rungs[number].score is not None]
+    counts = Counter(number for number, _ in scored)
+    if not counts:
+        return 0, []
+    rung = max(counts, key=lambda number: (counts[number], number))
+    return rung, [
+        (one.values, score)
+        for number, one in scored
+        if number == rung and (score := one.rungs[number].score) is not None
+    ]

@@ -1,0 +1,187 @@
+"""A sweep on the terminal: a live table of its trials, or a line for each rung, and the final tables."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from types import TracebackType
+from typing import Any
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from distsens.report.sweep.outcome import Outcome
+from distsens.report.sweep.state import TrialState, ranked, short_names, shown
+from distsens.report.sweep.summary import SweepSummary
+from distsens.search import pareto_front
+
+_SHOWN = 20
+
+
+class SweepView:
+    """Shows a sweep while it goes on; used as a context manager.
+
+    Parameters
+    ----------
+    total : trials in all.
+    rungs : trainings of a trial that reaches the end.
+    """
+
+    def __init__(self, console: Console, total: int, rungs: int) -> None:
+        self._console, self._total, self._rungs = console, total, rungs
+        self._began = time.monotonic()
+        self._before: int | None = None
+        self._said: set[tuple[str, int, str]] = set()
+        self._live = Live(console=console, refresh_per_second=2, transient=True) if console.is_terminal else None
+
+    def __enter__(self) -> SweepView:
+        if self._live is not None:
+            self._live.__enter__()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._live is not None:
+            self._live.__exit__(kind, error, trace)
+
+    def say(self, line: str) -> None:
+        """Show a line that stays."""
+        self._console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+    def update(self, trials: Sequence[TrialState], steps: Mapping[str, str]) -> None:
+        """Show where the trials stand; ``steps`` says of those that train how far the epoch is."""
+        done = sum(one.status != "running" for one in trials)
+        if self._before is None:
+            self._before = done  # of an earlier session
+        if self._live is not None:
+            self._live.update(Group(self._table(trials, steps), self._foot(trials, done)))
+        for one in trials:
+            news = (one.trial, one.rungs_done, one.status)
+            if news not in self._said:
+                self._said.add(news)
+                if one.rungs_done > 0 or one.status != "running":
+                    self.say(trial_line(one, self._rungs) + self._left(done))
+
+    def _table(self, trials: Sequence[TrialState], steps: Mapping[str, str]) -> Table:
+        fields = list(trials[0].values) if trials else []
+        names = short_names(fields)
+        table = Table()
+        for name in ("trial", *(names[field] for field in fields), "rung", "clean", "robust", ""):
+            table.add_column(name, justify="right" if name else "left")
+        running = [one for one in trials if one.status == "running"]
+        others = [one for one in ranked(trials) if one.status != "running"]
+        for one in (running + others)[:_SHOWN]:
+            point = one.point
+            table.add_row(
+                str(one.number),
+                *(shown(one.values[field]) for field in fields),
+                f"{one.rung}/{self._rungs}",
+                "" if point is None else f"{point.clean:.1%}",
+                "" if point is None else f"{point.robust:.1%}",
+                steps.get(one.trial, one.status) if one.status == "running" else one.status,
+            )
+        return table
+
+    def _foot(self, trials: Sequence[TrialState], done: int) -> Text:
+        text = f"{done} of {self._total} trials done"
+        best = ranked(trials)
+        if best and (point := best[0].point) is not None:
+            finished = [other for one in best if one.status == "finished" and (other := one.point) is not None]
+            text += f"; best so far {best[0].number}: {point.clean:.1%} clean, {point.robust:.1%} robust"
+            if finished:
+                front = " ".join(f"{finished[i].clean:.1%}/{finished[i].robust:.1%}" for i in pareto_front(finished))
+                text += f"; front {front}"
+        return Text(text + self._left(done))
+
+    def _left(self, done: int) -> str:
+        """Time left, from the trials that this call has seen end."""
+        seen = done - (self._before or 0)
+        if seen <= 0 or done >= self._total:
+            return ""
+        return f"  {(time.monotonic() - self._began) / seen * (self._total - done):.0f} s left"
+
+
+def trial_line(one: TrialState, rungs: int) -> str:
+    """A trial on one line."""
+    names = short_names(one.values)
+    values = "  ".join(f"{names[field]} {shown(value)}" for field, value in one.values.items())
+    line = f"trial {one.number:>3}  {values}  rung {one.rungs_done}/{rungs}"
+    if (point := one.point) is not None and one.status != "failed":
+        line += f"  clean {point.clean:.1%}  robust {point.robust:.1%}"
+    end = "goes on" if one.status == "running" else one.status
+    return f"{line}  {end}" + (f": {one.failure}" if one.failure else "")
+
+
+def show_sweep(console: Console, summary: SweepSummary, outcome: Outcome) -> None:
+    """The final tables."""
+    if outcome.best:
+        _heading(console, f"{summary.sweep}: trials on validation, best first")
+        console.print(_final(outcome.best[:_SHOWN], {one.trial for one in outcome.front}, summary.champion))
+    if outcome.front:
+        console.print(
+            f"* on the Pareto front of clean and robust accuracy; hypervolume {outcome.hypervolume:.4f}",
+            highlight=False,
+        )
+    if outcome.importance:
+        names = short_names(outcome.importance)
+        shares = ", ".join(f"{names[field]} {share:.0%}" for field, share in outcome.importance.items())
+        console.print(f"importance (share of the scores' variance): {shares}", highlight=False, soft_wrap=True)
+    if outcome.saved is not None and any(one.rung > 1 for one in outcome.best):
+        console.print(
+            f"{outcome.evaluations:,.0f} gradient evaluations; {outcome.to_the_end:,.0f} had all trials gone to the "
+            f"end: {outcome.saved:.0%} saved",
+            highlight=False,
+            soft_wrap=True,
+        )
+    if summary.champion is not None:
+        test = summary.champion["test"]
+        console.print(
+            f"champion: trial {summary.champion['number']}, run {summary.champion['run']}, "
+            f"{test['clean_accuracy']:.2%} clean and {test['pgd_accuracy']:.2%} robust on {test['images']:.0f} test "
+            f"images, {summary.champion['registered'] or 'not registered'}",
+            highlight=False,
+            soft_wrap=True,
+        )
+    console.print(
+        f"{summary.seconds:.0f} s; MLflow run {summary.mlflow_run_id} in {summary.mlflow_uri}", highlight=False
+    )
+
+
+def _final(trials: Sequence[TrialState], front: set[str], champion: Mapping[str, Any] | None) -> Table:
+    fields = list(trials[0].values)
+    names = short_names(fields)
+    judged = any(one.autoattack is not None for one in trials)
+    table = Table()
+    for name in (
+        "trial",
+        *(names[f] for f in fields),
+        "rung",
+        "clean",
+        "robust",
+        *(["AutoAttack"] if judged else []),
+        "",
+    ):
+        table.add_column(name, justify="right" if name else "left")
+    for one in trials:
+        point = one.point
+        marks = ("*" if one.trial in front else "") + (
+            " champion" if champion and champion["trial"] == one.trial else ""
+        )
+        table.add_row(
+            str(one.number),
+            *(shown(one.values[field]) for field in fields),
+            str(one.rung),
+            "" if point is None else f"{point.clean:.2%}",
+            "" if point is None else f"{point.robust:.2%}",
+            *([("" if one.autoattack is None else f"{one.autoattack:.1%}")] if judged else []),
+            f"{one.status} {marks}".strip(),
+        )
+    return table
+
+
+def _heading(console: Console, text: str) -> None:
+    """A line above a table; a table's own title would be wrapped to the table's width."""
+    console.print(text, style="bold", highlight=False, markup=False, soft_wrap=True)

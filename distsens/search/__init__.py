@@ -1,0 +1,27 @@
+"""Searching experiments: the space, the goal, and what a finished search says."""
+
+from distsens.search.front import Point, hypervolume, pareto_front
+from distsens.search.goal import FAILED, score
+from distsens.search.importance import importance
+from distsens.search.space import Choice, Distribution, Grid, Integers, LogUniform, Space, Uniform, nested, parse_space
+from distsens.search.sweep import Sweep, SweepPlan
+
+__all__ = [
+    "FAILED",
+    "Choice",
+    "Distribution",
+    "Grid",
+    "Integers",
+    "LogUniform",
+    "Point",
+    "Space",
+    "Sweep",
+    "SweepPlan",
+    "Uniform",
+    "hypervolume",
+    "importance",
+    "nested",
+    "pareto_front",
+    "parse_space",
+    "score",
+]

@@ -1,0 +1,212 @@
+"""The sweep, run as a user runs it, on a real Ray: killed and resumed, with trials that fail, stop, and go on."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from collections.abc import Callable
+from typing import Any
+
+import pandas as pd
+import pytest
+import yaml
+from mlflow import MlflowClient
+
+pytestmark = pytest.mark.ray
+
+# A trial whose learning rate is absurd is not finite within an epoch: it fails, and the sweep goes on.
+SEEDS: dict[str, Any] = {
+    "extends": "quickstart",
+    "data": {"limit": 512},
+    "threat": {"eps": 0.05},
+    "training": {"epochs": 3, "batch_size": 32},
+    "attack": {"steps": 2},
+    "validation": {"steps": 2},
+    "test": {"steps": 3, "restarts": 1},
+    "stabilize": {"warmup_start": 0, "weight": 0.2},
+    "workers": {"num": 1, "max_failures": 0},
+    "search": {"training.lr": {"grid": [3.0e-3, 1.0e30]}, "seed": {"grid": [0, 1]}},
+    "sweep": {"searcher": "grid", "judged_images": 20, "finalists": 2, "concurrent": 1},
+}
+
+
+def sweep_runs(job: Any) -> tuple[Any, list[Any]]:
+    """The MLflow run of the sweep and its trials' runs, from the job's store."""
+    client = MlflowClient(f"sqlite:///{job.storage}/mlflow.db")
+    runs = client.search_runs([one.experiment_id for one in client.search_experiments()])
+    parents = [run for run in runs if "mlflow.parentRunId" not in run.data.tags]
+    assert len(parents) == 1
+    children = [run for run in runs if run.data.tags.get("mlflow.parentRunId") == parents[0].info.run_id]
+    assert len(children) == len(runs) - 1
+    return parents[0], children
+
+
+@pytest.fixture(scope="module")
+def resumed(make_job: Callable[..., Any]) -> tuple[Any, dict[str, Any], set[str]]:
+    """A grid over seeds whose driver was killed when its first trial had ended, resumed to its end."""
+    job = make_job("tune.py")
+    recipe = job.folder / "seeds.yaml"
+    recipe.write_text(yaml.safe_dump(SEEDS))
+    process = job.start("--recipe", str(recipe))
+    process.wait_for("trial   0")
+    process.wait_for("trial   1")
+    os.killpg(process.popen.pid, signal.SIGKILL)
+    process.popen.wait(timeout=60)
+    sweep = next(line.removeprefix("sweep ") for line in process.lines if line.startswith("sweep "))
+    done = {str(path) for path in (job.storage / sweep / "trials").glob("*/rung-1/result.json")}
+    assert len(done) >= 2
+    written = {path: os.stat(path).st_mtime_ns for path in done}
+    summary = job.finish("--resume", sweep)
+    assert {path: os.stat(path).st_mtime_ns for path in done} == written, "a finished trial was trained again"
+    return job, summary, done
+
+
+def test_a_killed_sweep_is_resumed_to_its_end_without_repeating_a_trial(
+    resumed: tuple[Any, dict[str, Any], set[str]],
+) -> None:
+    _, summary, _ = resumed
+    assert summary["status"] == "finished"
+    assert sorted((one["values"]["training.lr"], one["values"]["seed"]) for one in summary["trials"]) == [
+        (3e-3, 0),
+        (3e-3, 1),
+        (1e30, 0),
+        (1e30, 1),
+    ]
+    assert all(one["rungs"]["1"]["epochs"] == 3 for one in summary["trials"] if one["status"] == "finished")
+
+
+def test_trials_that_are_not_finite_are_recorded_as_failed_and_the_sweep_goes_on(
+    resumed: tuple[Any, dict[str, Any], set[str]],
+) -> None:
+    _, summary, _ = resumed
+    failures = {one["values"]["training.lr"]: one["failure"] for one in summary["trials"] if one["status"] == "failed"}
+    assert set(failures) == {1e30}
+    assert "not finite" in failures[1e30]
+    assert [one["status"] for one in summary["trials"]].count("finished") == 2
+
+
+def test_mlflow_holds_one_run_for_the_sweep_one_for_each_trial_and_the_champions(
+    resumed: tuple[Any, dict[str, Any], set[str]],
+) -> None:
+    job, summary, _ = resumed
+    parent, children = sweep_runs(job)
+    assert parent.info.run_id == summary["mlflow_run_id"]
+    assert parent.info.status == "FINISHED"
+    trials = {run.data.tags["distsens.trial"]: run for run in children if "distsens.sweep" in run.data.tags}
+    assert set(trials) == {one["trial"] for one in summary["trials"]}
+    assert len(children) == len(trials) + 1
+    client = MlflowClient(f"sqlite:///{job.storage}/mlflow.db")
+    for one in summary["trials"]:
+        run = trials[one["trial"]]
+        assert run.info.status == ("FAILED" if one["status"] == "failed" else "FINISHED")
+        assert run.data.params["training.lr"] == str(one["values"]["training.lr"])
+        steps = [point.step for point in client.get_metric_history(run.info.run_id, "validation/robust_accuracy")]
+        assert steps == sorted(set(steps)), "an epoch was logged twice"
+        if one["status"] == "finished":
+            assert steps == [0, 1, 2, 3]
+            assert run.data.metrics["robust_accuracy"] == one["rungs"]["1"]["robust"]
+
+
+def test_the_champion_is_the_finalist_that_autoattack_leaves_most_of_and_is_registered_with_its_lineage(
+    resumed: tuple[Any, dict[str, Any], set[str]],
+) -> None:
+    job, summary, _ = resumed
+    champion = summary["champion"]
+    finalists = {one["trial"]: one["autoattack"] for one in summary["trials"] if one["autoattack"] is not None}
+    assert len(finalists) == 2
+    assert finalists[champion["trial"]] == max(finalists.values())
+    assert champion["test"]["images"] == 360
+    client = MlflowClient(f"sqlite:///{job.storage}/mlflow.db")
+    version = client.get_model_version_by_alias("seeds", "champion")
+    assert version.run_id == champion["mlflow_run_id"]
+    assert version.tags["sweep_run_id"] == summary["mlflow_run_id"]
+    assert version.tags["trial"] == champion["trial"]
+    assert champion["registered"] == "models:/seeds@champion"
+
+
+def test_the_sweep_leaves_its_report_figures_and_tables(resumed: tuple[Any, dict[str, Any], set[str]]) -> None:
+    job, summary, _ = resumed
+    folder = job.storage / summary["sweep"] / "report"
+    table = pd.read_parquet(folder / "trials.parquet")
+    assert set(table["trial"]) == {one["trial"] for one in summary["trials"]}
+    assert set(table.loc[table["front"], "trial"]) == set(summary["front"])
+    assert "Sweep seeds-" in (folder / "report.html").read_text()
+    client = MlflowClient(f"sqlite:///{job.storage}/mlflow.db")
+    logged = {one.path for one in client.list_artifacts(summary["mlflow_run_id"])}
+    assert {"report.html", "trials.parquet", "front.csv", "figures", "findings.txt"} <= logged
+
+
+def test_a_trial_over_seeds_is_the_same_as_a_separate_run(
+    resumed: tuple[Any, dict[str, Any], set[str]], make_job: Callable[..., Any]
+) -> None:
+    job, summary, _ = resumed
+    recipe = {key: value for key, value in SEEDS.items() if key not in ("search", "sweep")}
+    alone = make_job("train.py")
+    (alone.folder / "alone.yaml").write_text(yaml.safe_dump(recipe))
+    run = alone.finish("--recipe", str(alone.folder / "alone.yaml"), "--training.lr", "3e-3", "--seed", "1")
+    trial = next(one for one in summary["trials"] if one["values"] == {"training.lr": 3e-3, "seed": 1})
+    result = json.loads((job.storage / summary["sweep"] / "trials" / trial["trial"] / "rung-1/result.json").read_text())
+    client = MlflowClient(run["mlflow_uri"])
+    for metric in ("loss", "validation/robust_accuracy", "sensitivity/absolute/network.conv1"):
+        history = {point.step: point.value for point in client.get_metric_history(run["mlflow_run_id"], metric)}
+        mine = {one["epoch"]: one["metrics"][metric] for one in result["history"] if metric in one["metrics"]}
+        assert mine == pytest.approx(history, rel=1e-12)
+
+
+def test_a_population_of_two_workers_each_is_interrupted_and_goes_on_from_better_trials(
+    make_job: Callable[..., Any], nothing_left: Callable[..., None]
+) -> None:
+    job = make_job("tune.py")
+    recipe = {
+        **SEEDS,
+        "training": {**SEEDS["training"], "epochs": 3, "lr": 3e-3},
+        "workers": {"num": 2},
+        "search": {"stabilize.weight": {"loguniform": [0.1, 1.0]}},
+        "sweep": {"trials": 2, "scheduler": "pbt", "interval": 1, "judged_images": 0},
+    }
+    path = job.folder / "population.yaml"
+    path.write_text(yaml.safe_dump(recipe))
+    process = job.start("--recipe", str(path), "--summary", "first.json")
+    process.wait_for("2 trials, 1 at a time (2 workers each")
+    process.wait_for("trial ")
+    process.popen.send_signal(signal.SIGINT)
+    assert process.end() == 130, process.output
+    first = json.loads((job.folder / "first.json").read_text())
+    assert first["status"] == "interrupted"
+    assert first["best"] is not None
+    assert first["champion"] is None
+    assert "best first" in process.output
+    nothing_left(but=("ray::DashboardAgent", "ray::RuntimeEnvAgent"))
+    summary = job.finish("--resume", first["sweep"])
+    assert [one["status"] for one in summary["trials"]] == ["finished", "finished"]
+    parent, children = sweep_runs(job)
+    assert parent.info.status == "FINISHED"
+    assert len(children) == 3
+    client = MlflowClient(f"sqlite:///{job.storage}/mlflow.db")
+    weights = [
+        {point.value for point in client.get_metric_history(run.info.run_id, "searched/stabilize.weight")}
+        for run in children
+        if "distsens.sweep" in run.data.tags
+    ]
+    assert max(len(some) for some in weights) > 1, "no trial went on from another's weights with values of its own"
+
+
+def test_optuna_searches_the_front_and_a_sweep_that_fails_too_often_ends(make_job: Callable[..., Any]) -> None:
+    job = make_job("tune.py")
+    recipe = {
+        **SEEDS,
+        "training": {**SEEDS["training"], "epochs": 1},
+        "search": {"training.lr": {"choice": [1.0e30, 2.0e30]}, "stabilize.weight": {"loguniform": [0.1, 1.0]}},
+        "sweep": {"trials": 9, "searcher": "tpe", "goal": "front", "max_failed": 1, "judged_images": 0},
+    }
+    path = job.folder / "front.yaml"
+    path.write_text(yaml.safe_dump(recipe))
+    process = job.run("--recipe", str(path), "--summary", "s.json")
+    summary = json.loads((job.folder / "s.json").read_text())
+    assert process.popen.returncode == 1, process.output
+    assert summary["status"] == "failed"
+    assert "trials failed, more than sweep.max_failed (1)" in summary["message"]
+    assert len([one for one in summary["trials"] if one["status"] == "failed"]) < 9
+    parent, _ = sweep_runs(job)
+    assert parent.info.status == "FAILED"

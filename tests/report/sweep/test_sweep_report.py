@@ -1,0 +1,166 @@
+"""A sweep's report counts from its trials, and says and draws what it counted."""
+
+from __future__ import annotations
+
+import io
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from distsens.report.sweep import (
+    RungState,
+    SweepSummary,
+    SweepView,
+    TrialState,
+    at_the_end,
+    count,
+    ranked,
+    show_sweep,
+    sweep_page,
+    sweep_plates,
+    sweep_sentences,
+)
+from distsens.search import Choice, LogUniform, Space
+
+SPACE: Space = {"stabilize.weight": LogUniform(0.1, 10.0), "stabilize.layers": Choice((("auto",), ("network.conv*",)))}
+CHAMPION: dict[str, Any] = {
+    "trial": "t3",
+    "number": 3,
+    "values": {"stabilize.weight": 2.0, "stabilize.layers": ("auto",)},
+    "run": "run-champion",
+    "registered": "models:/m@champion",
+    "test": {"images": 100.0, "clean_accuracy": 0.97, "fgsm_accuracy": 0.9, "pgd_accuracy": 0.8},
+}
+
+
+def trial(number: int, weight: float, *rungs: tuple[float, float], status: Any = "finished") -> TrialState:
+    """A trial with clean and robust accuracy at each of its rungs, of which each costs ten times the one before."""
+    states = {
+        rung: RungState(2, clean, robust, robust, seconds=1.0, evaluations=10.0**rung)
+        for rung, (clean, robust) in enumerate(rungs, start=1)
+    }
+    values = {"stabilize.weight": weight, "stabilize.layers": ("auto",)}
+    failure = "the loss is not finite" if status == "failed" else None
+    return TrialState(f"t{number}", number, values, status, failure, rungs=states)
+
+
+@pytest.fixture
+def trials() -> list[TrialState]:
+    return [
+        trial(0, 0.2, (0.9, 0.5), status="stopped"),
+        trial(1, 0.5, (0.9, 0.6), (0.99, 0.7)),
+        trial(2, 9.0, (0.1, 0.1), status="failed"),
+        trial(3, 2.0, (0.9, 0.7), (0.98, 0.8)),
+        trial(4, 1.0, (0.9, 0.65), (0.97, 0.75)),
+    ]
+
+
+def test_trials_rank_by_the_rung_that_they_did_and_by_their_score_there(trials: list[TrialState]) -> None:
+    assert [one.number for one in ranked(trials)] == [3, 4, 1, 0]
+    assert [one.number for one in at_the_end(trials)] == [3, 4, 1]
+
+
+def test_the_front_and_the_cost_are_counted_from_the_trials(trials: list[TrialState]) -> None:
+    outcome = count(trials, SPACE)
+    assert [one.number for one in outcome.front] == [3, 1]
+    assert outcome.hypervolume == pytest.approx(0.98 * 0.8 + 0.01 * 0.7)
+    assert outcome.evaluations == 5 * 10 + 3 * 100
+    assert outcome.to_the_end == 5 * 100
+    assert outcome.saved == pytest.approx(0.3)
+    assert outcome.importance_rung == 1
+    assert next(iter(outcome.importance)) == "stabilize.weight"
+
+
+def test_a_trial_is_the_same_after_it_was_written_down(trials: list[TrialState]) -> None:
+    for one in trials:
+        assert TrialState.from_dict(one.to_dict()) == one
+
+
+def test_a_sweep_of_failures_alone_has_nothing_to_show() -> None:
+    outcome = count([trial(0, 1.0, status="failed")], SPACE)
+    assert (outcome.best, outcome.front, outcome.hypervolume, outcome.saved) == ((), (), 0.0, None)
+
+
+def test_sentences_hold_the_numbers(trials: list[TrialState]) -> None:
+    said = " ".join(sweep_sentences(trials, count(trials, SPACE), CHAMPION))
+    assert "5 trials: 3 went to the end, 1 were stopped early, 1 failed." in said
+    assert "weight 2, layers auto. Trained anew, it has 97.00% clean and 80.00% robust accuracy on 100 test" in said
+    assert "The front has 2 trials, from 98.00% clean and 80.00% robust to 99.00% and 70.00%" in said
+    assert "30% saved" in said
+
+
+def test_the_page_holds_every_trial_and_figure_and_asks_nothing_of_the_network(trials: list[TrialState]) -> None:
+    outcome = count(trials, SPACE)
+    plates = sweep_plates(trials, outcome, SPACE, 2, "t3")
+    page = sweep_page("a <sweep>", "about", trials, outcome, plates, CHAMPION, {"sweep.trials": 5})
+    assert "Sweep a &lt;sweep&gt;" in page
+    assert [plate.name for plate in plates] == ["front", "space", "importance"]
+    assert all(f'id="figure-{plate.name}"' in page for plate in plates)
+    assert page.count("<tr><th scope='row'>") >= 5 + 1
+    assert "failed: the loss is not finite" in page
+    assert "http://" not in page.replace("http://www.w3.org", "")
+    assert all(plate.png.startswith(b"\x89PNG") for plate in plates)
+
+
+@pytest.mark.parametrize("fields", [1, 2, 3])
+def test_any_number_of_fields_can_be_drawn(trials: list[TrialState], fields: int) -> None:
+    space = {**SPACE, "stabilize.ratio": LogUniform(0.01, 1.0)}
+    space = dict(list(space.items())[:fields])
+    for one in trials:
+        one.values = {field: {**one.values, "stabilize.ratio": 0.1}[field] for field in space}
+    assert len(sweep_plates(trials, count(trials, space), space, 2, None)) == 3
+
+
+def test_each_rung_that_a_trial_does_is_a_line_that_is_said_once(trials: list[TrialState]) -> None:
+    output = io.StringIO()
+    with SweepView(Console(file=output, width=200), total=5, rungs=2) as view:
+        running = trial(0, 0.2, (0.9, 0.5), status="running")
+        for _ in range(3):
+            view.update([running], {"t0": "epoch 1"})
+        for _ in range(2):
+            view.update(trials, {})
+    lines = output.getvalue().splitlines()
+    assert lines[0].startswith("trial   0  weight 0.2  layers auto  rung 1/2  clean 90.0%  robust 50.0%  goes on")
+    assert sum(line.startswith("trial   0") for line in lines) == 2
+    assert len(lines) == 6
+    assert "failed: the loss is not finite" in lines[3]
+
+
+def test_the_final_table_marks_the_front_and_the_champion(trials: list[TrialState]) -> None:
+    outcome = count(trials, SPACE)
+    trials[3].autoattack = 0.75
+    summary = SweepSummary(
+        status="finished",
+        message=None,
+        sweep="sweep-1",
+        storage="file:///runs/sweep-1",
+        mlflow_uri="sqlite:///x",
+        mlflow_run_id="abc",
+        search={},
+        settings={},
+        trials=[one.to_dict() for one in trials],
+        best="t3",
+        front=["t3", "t1"],
+        hypervolume=outcome.hypervolume,
+        importance=outcome.importance,
+        cost={},
+        champion=CHAMPION,
+        at_a_time=2,
+        seconds=10.0,
+    )
+    output = io.StringIO()
+    show_sweep(Console(file=output, width=160), summary, outcome)
+    said = output.getvalue()
+    assert "finished * champion" in said
+    assert "75.0%" in said
+    assert "350 gradient evaluations; 500 had all trials gone to the end: 30% saved" in said
+    assert "champion: trial 3, run run-champion, 97.00% clean and 80.00% robust on 100 test" in said
+    assert set(summary.to_dict()["trials"][0]["rungs"][1]) == {
+        "epochs",
+        "clean",
+        "robust",
+        "score",
+        "seconds",
+        "evaluations",
+    }
