@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -11,12 +12,22 @@ from distsens import assembly
 from distsens.data import DATASETS, augment, to_pixels
 from distsens.experiment import Experiment, load_recipe, merge
 from distsens.randomness import sample_keys
+from distsens.search import SweepPlan
 from distsens.sensitivity import match_layers, neuron_counts
 from distsens.training import Batch, TrainingState
 
 FOLDER = Path(__file__).parents[1] / "jobs" / "recipes"
 RECIPES = sorted(path.stem for path in FOLDER.glob("*.yaml"))
 SHAPES = {"digits": (1, 8, 8), "mnist": (1, 28, 28), "fashion_mnist": (1, 28, 28), "cifar10": (3, 32, 32)}
+
+
+SWEEPS = [recipe for recipe in RECIPES if recipe.startswith("tune-")]
+
+
+def fields_of(recipe: str) -> dict[str, Any]:
+    """Those of the experiment, without a sweep's two sections."""
+    fields = load_recipe(recipe, [FOLDER])
+    return {name: value for name, value in fields.items() if name not in ("search", "sweep")}
 
 
 def shape_and_classes(recipe: str, data: str) -> tuple[tuple[int, int, int], int]:
@@ -28,7 +39,7 @@ def shape_and_classes(recipe: str, data: str) -> tuple[tuple[int, int, int], int
 
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_a_recipe_is_an_experiment_that_survives_being_written_out(recipe: str) -> None:
-    experiment = Experiment.parse(load_recipe(recipe, [FOLDER]))
+    experiment = Experiment.parse(fields_of(recipe))
     assert experiment.data.name in DATASETS
     assert experiment.flat()  # what MLflow shows
     assert Experiment.parse(experiment.model_dump(mode="json")).digest() == experiment.digest()
@@ -41,7 +52,7 @@ def test_a_recipe_says_what_it_is_and_what_it_aims_at(recipe: str) -> None:
 
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_the_parts_of_a_recipe_take_a_training_step_together(recipe: str) -> None:
-    experiment = Experiment.parse(merge(load_recipe(recipe, [FOLDER]), {"attack": {"steps": 1}}))
+    experiment = Experiment.parse(merge(fields_of(recipe), {"attack": {"steps": 1}}))
     shape, classes = shape_and_classes(recipe, experiment.data.name)
     model = assembly.build_model(experiment, shape, classes)
     layers = match_layers(model, experiment.stabilize.layers)
@@ -69,3 +80,14 @@ def test_the_parts_of_a_recipe_take_a_training_step_together(recipe: str) -> Non
     assert ("loss/stabilizing" in result.sums) == (experiment.stabilize.weight > 0)
     assert all(torch.isfinite(parameter).all() for parameter in model.parameters())
     assert any(not torch.equal(old, new) for old, new in zip(before, model.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("recipe", SWEEPS)
+def test_a_sweeps_recipe_searches_cheap_trainings_first(recipe: str) -> None:
+    plan = SweepPlan.parse(load_recipe(recipe, [FOLDER]))
+    values = {field: one.extremes[0] for field, one in plan.space.items()}
+    trainings = [plan.experiment(values, rung) for rung in range(1, plan.rungs + 1)]
+    costs = [one.training.epochs * (one.data.limit or 10**6) * (one.attack.steps + 1) for one in trainings]
+    assert costs == sorted(costs)
+    assert costs[0] * 3 <= costs[-1]
+    assert plan.champion(values).training.epochs >= trainings[-1].training.epochs
