@@ -247,6 +247,7 @@ def build_plan(experiment: Experiment, images: int, validation_labels: np.ndarra
         extra=extra,
         augmentations=experiment.data.augment,
         chance=float(np.bincount(validation_labels).max() / len(validation_labels)),
+        selects="clean" if experiment.objective.name == "standard" else "robust",
         patience=training.patience,
         alarm=build_alarm(experiment),
     )

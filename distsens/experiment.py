@@ -297,7 +297,10 @@ class Experiment(Section):
     model: Model = Model()
     threat: ThreatModel = ThreatModel()
     attack: Attack = Field(Attack(), description="The attack trained with.")
-    validation: Attack = Field(Attack(), description="The cheap attack that selects the best epoch, on validation.")
+    validation: Attack = Field(
+        Attack(),
+        description="The cheap attack that selects the best epoch, on validation (standard: clean accuracy does).",
+    )
     test: Attack = Field(Attack(steps=20), description="The attack that judges the best epoch once, on test.")
     objective: ObjectiveChoice = ObjectiveChoice()
     stabilize: Stabilize = Stabilize()

@@ -8,6 +8,7 @@ from typing import Any, Literal
 import numpy as np
 
 from distsens import assembly
+from distsens.distributed.gauges import RunGauges
 from distsens.distributed.monitor import EndedEarly, EpochFinished, Event, Started, Stopped, Tested
 from distsens.distributed.preflight import Checked
 from distsens.distributed.runs import StoredRun
@@ -51,13 +52,17 @@ class Recorder:
     followed: Followed
     experiment: Experiment
 
+    def __post_init__(self) -> None:
+        self._gauges = RunGauges(self.stored.name)
+
     def take(self, event: Event) -> None:
         """Record one event."""
         match event:
             case Started():
                 self._started(event)
-            case EpochFinished(record, best, _):
+            case EpochFinished(record, best, saved):
                 self.followed.history.append(record)
+                self._gauges.epoch(record, saved=saved)
                 self._log(record)
                 self._show(record, best=best)
                 if record.epoch == self.experiment.training.epochs:

@@ -18,6 +18,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from distsens import assembly
 from distsens.data import Extra, Images, ImageSet
+from distsens.distributed.logs import worker_log
 from distsens.distributed.monitor import ActorTold, EndedEarly, EpochFinished, Event, Started, Stopped, Tested
 from distsens.evaluation import Measurement, measure
 from distsens.experiment import Experiment
@@ -110,6 +111,7 @@ class _Worker:
         self.experiment = experiment = job.experiment
         self.rank, self.size, self.device, self._report = seat.rank, seat.size, seat.device, seat.on_epoch
         self.checkpoints = Checkpoints(open_place(job.run_url))
+        self.log = worker_log(job.run_url.rstrip("/").rsplit("/", 1)[-1], self.rank)
         self._last_progress = 0.0
 
         model = assembly.build_model(experiment, job.shape, job.classes)
@@ -128,7 +130,9 @@ class _Worker:
         """Resume from the newest checkpoint if there is one, train to the end, test."""
         state = self.state
         fault, skipped = self._resume()
+        self.log.info("begins", extra={"workers": self.size, "device": str(self.device), "epoch": state.epoch})
         if fault is not None:
+            self.log.error(fault)
             self._post(Stopped(fault))
             return
         try:
@@ -136,6 +140,7 @@ class _Worker:
             ended_early = self._train()
         except TrainingStoppedError as stopped:
             # Every worker stops here by itself, at the same step: a restart would only come to the same end.
+            self.log.error(str(stopped))
             self._post(Stopped(f"{stopped}; last good checkpoint: {self._newest_checkpoint()}"))
         else:
             if ended_early is not None:
@@ -224,11 +229,13 @@ class _Worker:
             "fgsm": assembly.build_fgsm(self.experiment),
         }
         measurement = self._measure("test", attacks, tell=True)
+        self.log.info("tested", extra={"epoch": best, "images": measurement.images, **measurement.robust_accuracies})
         self._post(Tested(best, measurement))
 
     def _on_epoch(self, state: TrainingState, best: bool) -> None:
         """Store a checkpoint where one is due, tell the driver and Ray."""
         record, policy = state.history[-1], self.experiment.checkpoint
+        self.log.info("epoch", extra={"epoch": record.epoch, "best": best, **_logged(record.metrics)})
         due = record.epoch > 0 and (best or record.epoch % policy.every == 0 or record.epoch == self.job.last_epoch)
         if self.rank == 0:
             if due:
@@ -265,3 +272,8 @@ class _Worker:
     def _post(self, event: Event) -> None:
         if self.rank == 0:
             self.told.post(event)
+
+
+def _logged(metrics: Mapping[str, float]) -> dict[str, float]:
+    """Of an epoch's metrics those that are read in a log: neither layers nor schedules."""
+    return {name: value for name, value in metrics.items() if name.startswith(("loss", "validation/", "throughput/"))}

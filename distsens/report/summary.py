@@ -20,7 +20,7 @@ class Summary:
     epochs : epochs finished.
     ended_early : after which of them training ended for want of progress, and why; null if it went to its last.
     alarm : line of the first alarm of catastrophic overfitting; null if there was none.
-    best_epoch : of highest robust accuracy on validation; null before the first epoch.
+    best_epoch : of highest robust accuracy on validation (standard: clean accuracy); null before the first epoch.
     validation : ``clean_accuracy`` and ``robust_accuracy`` at the best epoch.
     test : ``images``, ``clean_accuracy``, ``fgsm_accuracy`` and ``pgd_accuracy`` (the recipe's ``test`` attack) of the
         best epoch; null unless finished.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -124,8 +124,9 @@ class SweepPlan:
         if sweep.scheduler == "pbt":
             self._check_pbt()
         for number, changes in enumerate(sweep.rungs, start=1):
-            self._check_changes(f"sweep.rungs.{number}", changes)
-        self._check_changes("sweep.champion", sweep.champion)
+            self._check_changes(f"sweep.rungs.{number}", changes, _THE_SWEEPS_OWN)
+        # It is trained alone, so it may have more workers than a trial.
+        self._check_changes("sweep.champion", sweep.champion, _THE_SWEEPS_OWN - {"workers"})
 
     def _check_pbt(self) -> None:
         sweep = self.sweep
@@ -141,7 +142,7 @@ class SweepPlan:
             if field not in _PERTURBED:
                 raise InputError("search", field, f"pbt goes on with other weights: it can change {_perturbed()}")
 
-    def _check_changes(self, where: str, changes: Mapping[str, Any]) -> None:
+    def _check_changes(self, where: str, changes: Mapping[str, Any], own: Set[str]) -> None:
         changed = nested(changes)
         try:
             experiment = Experiment.parse(merge(self.fields, changed))
@@ -150,9 +151,11 @@ class SweepPlan:
         for field in self.base.differences(experiment):
             if field in self.space:
                 raise InputError(where, field, "it is searched, so it cannot be changed here")
-            if field.partition(".")[0] in ("name", "workers", "checkpoint", "storage", "tracking"):
+            if field.partition(".")[0] in own:
                 raise InputError(where, field, "it is the same for the whole sweep")
 
+
+_THE_SWEEPS_OWN = frozenset(("name", "workers", "checkpoint", "storage", "tracking"))
 
 # What a training may go on with from another's state: nothing that the state's shape or its past depends on.
 _PERTURBED = (

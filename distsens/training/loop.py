@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -76,6 +76,8 @@ class Plan:
     extra : extra images among the training images, and their part in each batch.
     augmentations : names, see ``distsens.data.augment``.
     chance : share of the most frequent class in validation.
+    selects : the validation accuracy by which the best epoch is chosen: clean for a training on benign images, whose
+        robust accuracy is highest where it has hardly learned anything.
     patience : epochs without a new best after which training ends, counted from when eps and SNS are at their full
         strength; None for never.
     alarm : of catastrophic overfitting, or None.
@@ -96,6 +98,7 @@ class Plan:
     extra: Extra = NO_EXTRA
     augmentations: tuple[str, ...] = ()
     chance: float = 0.0
+    selects: Literal["robust", "clean"] = "robust"
     patience: int | None = None
     alarm: Alarm | None = None
 
@@ -362,6 +365,8 @@ def _record(
     if (trained := validation.robust_accuracies.get(TRAINING_ATTACK)) is not None:
         metrics[f"validation/{TRAINING_ATTACK}_accuracy"] = trained
         metrics["validation/overfitting_gap"] = trained - validation.robust_accuracy
+    if plan.selects == "clean":
+        metrics["validation/selection"] = validation.clean_accuracy
     selected = select_neurons({name: one.absolute.cpu() for name, one in validation.sensitivity.items()}, plan.ratio)
     kept = kept_fraction(state.selected, selected)
     for layer, values in validation.sensitivity.items():

@@ -39,15 +39,20 @@ class EpochRecord:
 
     @property
     def robust_accuracy(self) -> float:
-        """On validation: what selects the best epoch."""
+        """On validation."""
         return self.metrics["validation/robust_accuracy"]
+
+    @property
+    def selection(self) -> float:
+        """What selects the best epoch: robust accuracy, unless the training has another (see ``Plan.selects``)."""
+        return self.metrics.get("validation/selection", self.robust_accuracy)
 
 
 def best_epoch(history: Sequence[EpochRecord]) -> EpochRecord | None:
-    """Highest validation robust accuracy, then clean accuracy, then the earliest; never epoch 0, so perhaps none."""
+    """Highest by ``selection``, then by clean accuracy, then the earliest; never epoch 0, so perhaps none."""
     return max(
         (record for record in history if record.epoch > 0),
-        key=lambda record: (record.robust_accuracy, record.metrics["validation/clean_accuracy"], -record.epoch),
+        key=lambda record: (record.selection, record.metrics["validation/clean_accuracy"], -record.epoch),
         default=None,
     )
 

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import urllib.request
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
@@ -20,6 +21,8 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 from mlflow.entities import Run
+
+from distsens.distributed.gauges import LAST_CHECKPOINT, OF_EPOCHS
 
 ROOT = Path(__file__).resolve().parents[2]
 BIN = Path(sys.executable).parent
@@ -34,8 +37,10 @@ class Head:
     environment: dict[str, str]
     address: str
     dashboard: str
+    metrics: str
     clone: Path
     home: Path
+    folder: Path
 
     def ray(self, *arguments: str, timeout: float = 240, **environment: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
@@ -115,7 +120,7 @@ def head(
     clone, home = folder / "clone", folder / "home"
     home.mkdir()
     copy_of_the_project(clone)
-    port, dashboard, agent = free_ports(3)
+    port, dashboard, agent, metrics = free_ports(4)
     sockets = tempfile.mkdtemp(prefix="ds-", dir="/tmp")  # short, as Ray puts sockets there
     environment = {
         **environment,
@@ -127,9 +132,18 @@ def head(
     command = [str(BIN / "ray"), "start", "--head", "--block", "--node-ip-address", "127.0.0.1", "--port", str(port)]
     command += ["--dashboard-host", "127.0.0.1", "--dashboard-port", str(dashboard), "--num-cpus", "2"]
     command += ["--dashboard-agent-listen-port", str(agent), "--disable-usage-stats"]
+    command += ["--metrics-export-port", str(metrics)]
     with (folder / "head.log").open("w") as log:
         process = subprocess.Popen(command, env=environment, stdout=log, stderr=log, cwd=home, start_new_session=True)
-    one = Head(environment, f"127.0.0.1:{port}", f"http://127.0.0.1:{dashboard}", clone, home)
+    one = Head(
+        environment,
+        f"127.0.0.1:{port}",
+        f"http://127.0.0.1:{dashboard}",
+        f"http://127.0.0.1:{metrics}/metrics",
+        clone,
+        home,
+        Path(sockets),
+    )
     try:
         deadline = time.monotonic() + 90
         # Only a job that ran proves that the dashboard, its agent and the job manager are all up.
@@ -194,6 +208,12 @@ def test_a_submitted_job_succeeds_as_the_training_does_and_tells_its_commit_and_
     assert run.info.status == "FINISHED"
     assert (run.data.tags["distsens.commit"], run.data.tags["mlflow.source.git.commit"]) == ("c0ffee", "c0ffee")
 
+    logs = [path.read_text(errors="replace") for path in guarded.head.folder.glob("ray/session_*/logs/worker-*.err")]
+    lines = [json.loads(line) for log in logs for line in log.splitlines() if line.startswith("{")]
+    told = {(line["rank"], line["epoch"]) for line in lines if line["message"] == "epoch"}
+    assert told == {(rank, epoch) for rank in (0, 1) for epoch in (0, 1, 2)}
+    assert {line["run"] for line in lines} == {run.info.run_name}
+
 
 def test_a_submitted_job_that_the_cluster_can_never_hold_fails_and_leaves_no_run(
     guarded: Guarded, short: list[str]
@@ -222,6 +242,9 @@ def test_a_submitted_job_that_is_stopped_leaves_a_run_that_can_be_resumed(guarde
     job = re.search(r"raysubmit_\w+", long.stdout)
     assert job is not None
     wait_for(lambda: "epoch   1" in cluster.ray("job", "logs", "--address", cluster.dashboard, job[0]).stdout, 120)
+    running = f'run="{cluster.runs()[0].info.run_name}"'
+    names = [*OF_EPOCHS, LAST_CHECKPOINT]
+    wait_for(lambda: set(names) == {name for name, value in gauges(cluster, running).items() if value > 0}, 60)
     stopped = cluster.ray("job", "stop", "--address", cluster.dashboard, job[0])
     assert stopped.returncode == 0, stopped.stdout + stopped.stderr
     wait_for(lambda: cluster.statuses()[0] == "KILLED", 40)
@@ -255,6 +278,17 @@ def test_a_job_is_submitted_to_a_head_without_tokens(start_head: StartHead, quic
         assert {one["storage"] for one in both} == {path.as_uri() for path in storage.glob("evaluate-*")}
         assert [list(one["after_attack"]) for one in both] == [["pgd", "transfer"]] * 2
         assert all(one["judged"] == 8 for one in both)
+
+
+def gauges(cluster: Head, run: str) -> dict[str, float]:
+    """What Prometheus would read of a run's gauges from the head, by name."""
+    with urllib.request.urlopen(cluster.metrics, timeout=10) as answer:
+        lines = answer.read().decode().splitlines()
+    return {
+        line.partition("{")[0].removeprefix("ray_"): float(line.rpartition(" ")[2])
+        for line in lines
+        if line.startswith("ray_distsens_") and run in line
+    }
 
 
 def wait_for(holds: Callable[[], bool], seconds: float) -> None:

@@ -197,6 +197,17 @@ def test_the_best_epoch_is_the_most_robust_then_the_most_accurate_then_the_earli
     assert best_of((0.0, 0.1), (0.5, 0.8), (0.5, 0.8), (0.5, 0.7)) == 1
 
 
+def test_the_best_epoch_of_a_training_on_benign_images_is_the_most_accurate() -> None:
+    """Its robust accuracy is highest where it has hardly learned anything."""
+    finished = digits_run({"training": {"epochs": 3}, "objective": {"name": "standard"}}).go()
+    accuracies = [record.metrics["validation/clean_accuracy"] for record in finished.history[1:]]
+    assert finished.best.epoch == 1 + accuracies.index(max(accuracies))
+    assert [record.selection for record in finished.history[1:]] == accuracies
+    finished.history[1].metrics["validation/robust_accuracy"] = 1.0
+    assert finished.best.epoch == 1 + accuracies.index(max(accuracies))
+    assert "validation/selection" not in digits_run({"training": {"epochs": 1}}).go().history[1].metrics
+
+
 def test_the_untrained_network_is_never_the_best() -> None:
     assert best_of((0.9, 0.9), (0.1, 0.2)) == 1
     with pytest.raises(ValueError, match="no epoch has finished"):
