@@ -12,11 +12,13 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
-from distsens.report.style import COLOURS, SEQUENTIAL, Plate, drawn
+from distsens.report.style import COLOURS, SEQUENTIAL, Plate, drawn, plain_log
 from distsens.report.sweep.outcome import Outcome
 from distsens.report.sweep.state import TrialState, short_names, shown
-from distsens.search import Choice, Grid, LogUniform, Space
+from distsens.search import Choice, Grid, Integers, LogUniform, Space, Uniform
 
+# Beside the range, as a part of it, so that no point is cut.
+_ROOM = 0.04
 _STAR: Any = {"marker": "*", "s": 190, "facecolor": COLOURS[1], "edgecolor": "white", "linewidth": 0.8, "zorder": 5}
 
 
@@ -165,8 +167,15 @@ def _scale(axes: Axes, which: str, space: Space, field: str, names: Mapping[str,
     one = space[field]
     axis = axes.xaxis if which == "x" else axes.yaxis
     axis.set_label_text(names[field] + (" (log scale)" if isinstance(one, LogUniform) else ""))
+    limits = axes.set_xlim if which == "x" else axes.set_ylim
     if isinstance(one, LogUniform):
         (axes.set_xscale if which == "x" else axes.set_yscale)("log")
+        plain_log(axis, one.low, one.high)
+        room = (one.high / one.low) ** _ROOM
+        limits(one.low / room, one.high * room)
+    if isinstance(one, Uniform | Integers):
+        room = (one.high - one.low) * _ROOM
+        limits(one.low - room, one.high + room)
     if isinstance(one, Choice | Grid):
         axis.set_ticks(range(len(one.values)), [shown(value) for value in one.values])
 
