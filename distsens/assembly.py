@@ -19,6 +19,7 @@ from distsens.errors import InputError
 from distsens.experiment import Attack, Experiment, Precision
 from distsens.objectives import Objective, alp, fast_at, free_at, mart, nat, pgd_at, standard, trades
 from distsens.sensitivity import Stabilizer, Stabilizing
+from distsens.storage import BucketTree
 from distsens.training import (
     TRAINING_ATTACK,
     Alarm,
@@ -38,9 +39,16 @@ _ONECYCLE_WARMUP = 0.3
 _PAPER_ATTACKS: dict[str, AttackName] = {"nat": "fgsm", "fast_at": "fast_fgsm", "free_at": "fgsm"}
 
 
-def data_root(experiment: Experiment) -> Path:
-    """Folder of the data sets: the recipe's, else $DISTSENS_DATA, else ./data."""
-    return Path(experiment.data.root or os.environ.get(DATA_VARIABLE) or "data").expanduser().absolute()
+def data_root(experiment: Experiment) -> Path | BucketTree:
+    """Folder of the data sets, or bucket of one: the recipe's, else $DISTSENS_DATA, else ./data."""
+    root = experiment.data.root or os.environ.get(DATA_VARIABLE) or "data"
+    return BucketTree.at(root) if root.startswith("s3://") else Path(root).expanduser().absolute()
+
+
+def data_address(experiment: Experiment) -> str:
+    """The same, for people to read."""
+    root = data_root(experiment)
+    return str(root) if isinstance(root, Path) else root.url
 
 
 def load_data(experiment: Experiment, tell: Callable[[str], None] = lambda _: None) -> Dataset:

@@ -10,7 +10,18 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from distsens.experiment import Count, Experiment, Number, Section, StoragePlace, Tracking, Workers, merge, validate
+from distsens.experiment import (
+    Address,
+    Count,
+    Experiment,
+    Number,
+    Section,
+    StoragePlace,
+    Tracking,
+    Workers,
+    merge,
+    validate,
+)
 
 
 class JudgedModel(Section):
@@ -31,7 +42,7 @@ class JudgedData(Section):
     """What it is judged on; fields left out are those of the training."""
 
     name: str | None = Field(None, description="Data set of the catalogue, folder or npz.")
-    root: Path | None = Field(None, description="Folder of the data sets, or the folder or npz itself.")
+    root: Address | None = Field(None, description="Folder of the data sets, or the folder (or s3://) or npz itself.")
     download: bool = Field(False, description="Download the data set into the folder if it is not there.")
     classes: Count | None = Field(
         None, ge=2, description="npz of images and labels: default the highest label and one."

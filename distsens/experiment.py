@@ -33,6 +33,8 @@ def parse_number(value: object) -> object:
 # Strict, because otherwise true, which a flag without a value means, would count as 1.
 Number = Annotated[float, Strict(), BeforeValidator(parse_number)]
 Count = Annotated[int, Strict()]
+Address = Annotated[str, BeforeValidator(lambda value: str(value) if isinstance(value, Path) else value)]
+"""A path, or the URL of a bucket's prefix."""
 Precision = Literal["fp32", "bf16"]
 
 
@@ -62,9 +64,10 @@ class Data(Section):
         description="Data set: digits (embedded), mnist, fashion_mnist, kmnist, cifar10, cifar100, svhn, "
         "folder (of class folders) or npz.",
     )
-    root: Path | None = Field(
+    root: Address | None = Field(
         None,
-        description="Folder of the data sets, or the folder or npz itself; default $DISTSENS_DATA, else ./data.",
+        description="Folder of the data sets, or the folder (or s3://bucket/prefix) or npz itself; default "
+        "$DISTSENS_DATA, else ./data.",
     )
     download: bool = Field(False, description="Download the data set into the folder if it is not there.")
     validation_fraction: Number = Field(0.1, gt=0, lt=1, description="Part of the training set held out, stratified.")

@@ -7,7 +7,6 @@ import io
 import warnings
 from copy import deepcopy
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -66,7 +65,7 @@ class Judged:
         return Judged(subject.scale.title, subject.network, pixels, subject.test_labels[:images], threat)
 
     @staticmethod
-    def at(address: str, images: int, device: torch.device, root: Path | None = None) -> Judged:
+    def at(address: str, images: int, device: torch.device, root: str | None = None) -> Judged:
         """A trained run of ours on the first test images, in the ball it was trained for.
 
         ``root`` is where its data set lies, unless it is where it was in training.

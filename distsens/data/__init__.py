@@ -8,6 +8,7 @@ from distsens.data.images import Dataset, ImageSet, Published, as_tensor
 from distsens.data.order import NO_EXTRA, Extra, epoch_batches, epoch_order, rank_share, steps_per_epoch
 from distsens.data.source import Source
 from distsens.data.split import hold_out, stratified_sample
+from distsens.data.tree import LocalTree, Tree
 
 __all__ = [
     "AUGMENTATIONS",
@@ -20,8 +21,10 @@ __all__ = [
     "ImageFiles",
     "ImageSet",
     "Images",
+    "LocalTree",
     "Published",
     "Source",
+    "Tree",
     "as_tensor",
     "augment",
     "corrupt",

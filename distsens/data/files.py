@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
+from io import BytesIO
 
 import numpy as np
 import numpy.typing as npt
@@ -15,6 +15,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from distsens.data.tree import Tree
 from distsens.errors import InputError
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".pgm", ".ppm", ".tif", ".tiff", ".webp")
@@ -24,7 +25,7 @@ UNREADABLE = (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBom
 """What Pillow raises on files that are cut short, damaged or no images."""
 
 
-def decode(path: Path, image_size: int | None) -> npt.NDArray[np.uint8]:
+def decode(content: bytes, image_size: int | None) -> npt.NDArray[np.uint8]:
     """One image as uint8 (3, H, W).
 
     Grey, palette and CMYK images become red, green and blue; transparency is dropped; 16-bit grey keeps its high byte;
@@ -32,7 +33,7 @@ def decode(path: Path, image_size: int | None) -> npt.NDArray[np.uint8]:
 
     Parameters
     ----------
-    path : a file in one of Pillow's common formats, whatever its suffix says of it.
+    content : of a file in one of Pillow's common formats, whatever its suffix says of it.
     image_size : the shorter side is resized to it (bilinear, with antialiasing) and the centre cropped to a square;
         None leaves the size as it is.
 
@@ -40,7 +41,7 @@ def decode(path: Path, image_size: int | None) -> npt.NDArray[np.uint8]:
     ------
     One of ``UNREADABLE``.
     """
-    with Image.open(path, formats=_FORMATS) as file:
+    with Image.open(BytesIO(content), formats=_FORMATS) as file:
         image: Image.Image = file
         if image.mode.startswith("I;16"):
             image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
@@ -68,14 +69,14 @@ class ImageFiles:
 
     Attributes
     ----------
-    folder : absolute, with the same files on every machine.
-    names : (N,) paths within it.
+    tree : where the files are, for every machine.
+    names : (N,) their names within it.
     size : (H, W) of the decoded images.
     image_size : see `decode`.
     digests : uint8 array (N, 32), each image's `image_digest` when it was first read.
     """
 
-    folder: Path
+    tree: Tree
     names: npt.NDArray[np.str_]
     size: tuple[int, int]
     image_size: int | None
@@ -99,21 +100,23 @@ class ImageFiles:
         """
         rows = np.arange(len(self))[samples if isinstance(samples, slice) else samples.cpu().numpy()]
         with ThreadPoolExecutor(torch.get_num_threads()) as pool:
-            images = list(pool.map(self._decoded, rows))
+            images = list(pool.map(self.decoded, rows))
         return torch.from_numpy(np.stack(images)) if images else torch.empty(0, *self.shape[1:], dtype=torch.uint8)
 
     def take(self, samples: npt.NDArray[np.int64]) -> ImageFiles:
         """The files of these numbers, in this order."""
-        return ImageFiles(self.folder, self.names[samples], self.size, self.image_size, self.digests[samples])
+        return ImageFiles(self.tree, self.names[samples], self.size, self.image_size, self.digests[samples])
 
-    def _decoded(self, row: int) -> npt.NDArray[np.uint8]:
-        path = self.folder / str(self.names[row])
+    def decoded(self, row: int) -> npt.NDArray[np.uint8]:
+        """The image of this number; see `__getitem__`."""
+        name = str(self.names[row])
+        where = f"{self.tree.url}/{name}"
         try:
-            pixels = decode(path, self.image_size)
+            pixels = decode(self.tree.read(name), self.image_size)
         except UNREADABLE as problem:
-            raise InputError("data.root", str(path), f"could be read when the run began ({problem})") from problem
+            raise InputError("data.root", where, f"could be read when the run began ({problem})") from problem
         if not np.array_equal(image_digest(pixels), self.digests[row]):
-            raise InputError("data.root", str(path), "held another image when the run began")
+            raise InputError("data.root", where, "held another image when the run began")
         return pixels
 
 

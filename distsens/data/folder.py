@@ -18,6 +18,7 @@ from distsens.data.images import ImageSet, Published
 from distsens.data.source import Source
 from distsens.data.split import hold_out
 from distsens.data.survey import Survey, known_survey, remember_survey, survey_key
+from distsens.data.tree import Tree
 from distsens.errors import InputError
 
 _TEST_FOLDERS = ("test", "val")
@@ -45,17 +46,17 @@ def read(source: Source) -> Published:
         If there are no class folders, train and test have different classes, a class has no image that can be read,
         or the images have several sizes and no ``image_size`` is given.
     """
-    root = source.required_root("a folder of class folders").absolute()
-    folders = _split_folders(root)
-    classes = _class_folders(root / folders[0])
+    tree = source.required_tree("a folder of class folders")
+    folders = _split_folders(tree)
+    classes = tree.folders(folders[0])
     for folder in folders[1:]:
-        if (others := _class_folders(root / folder)) != classes:
+        if (others := tree.folders(folder)) != classes:
             odd = sorted(set(classes) ^ set(others))[0]
             raise InputError(
-                "data.root", str(root), f"{folders[0]} and {folder} must have the same classes, not {odd!r}"
+                "data.root", tree.url, f"{folders[0]} and {folder} must have the same classes, not {odd!r}"
             )
-    names, labels = _listing(root, folders, classes)
-    images, problems = _read_files(root, names, source)
+    names, labels = _listing(tree, folders, classes)
+    images, problems = _read_files(tree, names, source)
 
     whole = np.array([number for number in range(len(names)) if number not in problems], np.int64)
     everything = ImageSet(images, labels).take(whole) if problems else ImageSet(images, labels)
@@ -63,7 +64,7 @@ def read(source: Source) -> Published:
     if len(folders) == 1 and source.judged:
         if len(everything) == 0:
             raise InputError(
-                "data.root", str(root), f"must hold images that can be read; none of {len(names)} files can"
+                "data.root", tree.url, f"must hold images that can be read; none of {len(names)} files can"
             )
         return Published(classes, everything.take(np.arange(0)), everything, left_out)
     if len(folders) == 1:
@@ -74,47 +75,33 @@ def read(source: Source) -> Published:
     for part, numbers in (("training", train), ("test", test)):
         for label, name in enumerate(classes):
             if not (everything.labels[numbers] == label).any():
-                raise InputError("data.root", str(root), f"class {name!r} has no {part} image that can be read")
+                raise InputError("data.root", tree.url, f"class {name!r} has no {part} image that can be read")
     return Published(classes, everything.take(train), everything.take(test), left_out)
 
 
-def _split_folders(root: Path) -> tuple[str, ...]:
+def _split_folders(tree: Tree) -> tuple[str, ...]:
     """Where the class folders are, within the root: for training and test, or for both together."""
-    if not root.is_dir():
-        raise InputError("data.root", str(root), "must be a folder of class folders")
-    if not _class_folders(root / "train"):
+    if not tree.folders("."):
+        raise InputError("data.root", tree.url, "must be a folder of class folders")
+    if not tree.folders("train"):
         return (".",)
-    test = [name for name in _TEST_FOLDERS if _class_folders(root / name)]
+    test = [name for name in _TEST_FOLDERS if tree.folders(name)]
     return ("train", *test[:1])
 
 
-def _class_folders(folder: Path) -> tuple[str, ...]:
-    if not folder.is_dir():
-        return ()
-    return tuple(sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith(".")))
-
-
 def _listing(
-    root: Path, folders: Sequence[str], classes: Sequence[str]
+    tree: Tree, folders: Sequence[str], classes: Sequence[str]
 ) -> tuple[npt.NDArray[np.str_], npt.NDArray[np.int64]]:
-    """Paths within the root of all image files, by split, class and name; and their labels."""
+    """Names of all image files, by split, class and name; and their labels."""
     names, labels = [], []
     for folder in folders:
         for label, name in enumerate(classes):
-            found = sorted(_image_files(root / folder / name))
-            names += [os.path.relpath(path, root) for path in found]
+            found = [file for file in tree.files(f"{folder}/{name}") if _is_image_name(file.rpartition("/")[2])]
+            names += found
             labels += [label] * len(found)
     if not names:
-        raise InputError("data.root", str(root), "must be a folder of class folders with images")
+        raise InputError("data.root", tree.url, "must be a folder of class folders with images")
     return np.array(names), np.array(labels, np.int64)
-
-
-def _image_files(folder: Path) -> list[str]:
-    found = []
-    for inside, folders, names in os.walk(folder):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        found += [os.path.join(inside, name) for name in names if _is_image_name(name)]
-    return found
 
 
 def _is_image_name(name: str) -> bool:
@@ -122,15 +109,15 @@ def _is_image_name(name: str) -> bool:
 
 
 def _read_files(
-    root: Path, names: npt.NDArray[np.str_], source: Source
+    tree: Tree, names: npt.NDArray[np.str_], source: Source
 ) -> tuple[npt.NDArray[np.uint8] | ImageFiles, dict[int, str]]:
     """All images, in memory if they fit, and by number what is wrong with those that cannot be decoded."""
-    size = _size(root, names, source.image_size)
+    size = _size(tree, names, source.image_size)
     if len(names) * 3 * math.prod(size) <= source.memory * 2**30:
         images = np.zeros((len(names), 3, *size), np.uint8)
-        return images, _decode_all(root, names, source, size, images.__setitem__)
+        return images, _decode_all(tree, names, source, size, images.__setitem__)
 
-    key = survey_key(root, names, source.image_size)
+    key = survey_key(tree, names.tolist(), source.image_size)
     survey = known_survey(key)
     if survey is None:
         digests = np.zeros((len(names), 32), np.uint8)
@@ -138,27 +125,27 @@ def _read_files(
         def keep_digest(number: int, pixels: npt.NDArray[np.uint8]) -> None:
             digests[number] = image_digest(pixels)
 
-        survey = Survey(digests, _decode_all(root, names, source, size, keep_digest))
+        survey = Survey(digests, _decode_all(tree, names, source, size, keep_digest))
         try:
             remember_survey(key, survey)
         except OSError as problem:
             source.tell(f"the next run must read all images again: {problem}")
-    return ImageFiles(root, names, size, source.image_size, survey.digests), survey.problems
+    return ImageFiles(tree, names, size, source.image_size, survey.digests), survey.problems
 
 
-def _size(root: Path, names: npt.NDArray[np.str_], image_size: int | None) -> tuple[int, int]:
+def _size(tree: Tree, names: npt.NDArray[np.str_], image_size: int | None) -> tuple[int, int]:
     """(H, W) of the decoded images; without an ``image_size`` that of the first one that can be decoded."""
     if image_size is not None:
         return image_size, image_size
     for name in names:
         with contextlib.suppress(*UNREADABLE):
-            _, height, width = decode(root / name, None).shape
+            _, height, width = decode(tree.read(str(name)), None).shape
             return height, width
-    raise InputError("data.root", str(root), f"must hold images that can be read; none of {len(names)} files can")
+    raise InputError("data.root", tree.url, f"must hold images that can be read; none of {len(names)} files can")
 
 
 def _decode_all(
-    root: Path,
+    tree: Tree,
     names: npt.NDArray[np.str_],
     source: Source,
     size: tuple[int, int],
@@ -169,7 +156,7 @@ def _decode_all(
 
     def decode_one(number: int) -> None:
         try:
-            pixels = decode(root / names[number], source.image_size)
+            pixels = decode(tree.read(str(names[number])), source.image_size)
         except UNREADABLE as problem:
             problems[number] = _in_words(problem)
             return

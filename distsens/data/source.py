@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from distsens.data.tree import LocalTree, Tree
 from distsens.errors import InputError
 
 
@@ -15,7 +16,8 @@ class Source:
 
     Attributes
     ----------
-    root : the folder that holds the files (for ``npz`` the file); None for a data set that needs none.
+    root : the folder that holds the files (for ``npz`` the file), or for a ``folder`` another tree, such as a bucket;
+        None for a data set that needs none.
     download : whether missing files may be fetched into ``root``.
     image_size : side in pixels to which the images of a folder are resized and cropped; None leaves them as they are.
     test_fraction : the share of a folder without a test split that becomes the test split, inside (0, 1).
@@ -25,7 +27,7 @@ class Source:
     classes : how many there are in an ``npz`` without training images; None for the highest label and one.
     """
 
-    root: Path | None
+    root: Path | Tree | None
     download: bool = False
     image_size: int | None = None
     test_fraction: float = 0.2
@@ -38,4 +40,12 @@ class Source:
         """The root, which must be given; ``holds`` says what is to be in it."""
         if self.root is None:
             raise InputError("data.root", None, f"must be {holds}")
+        if not isinstance(self.root, Path):
+            raise InputError("data.root", self.root.url, f"must be {holds}, on a disk; data.name folder reads buckets")
+        return self.root
+
+    def required_tree(self, holds: str) -> Tree:
+        """The root as a tree, which must be given."""
+        if self.root is None or isinstance(self.root, Path):
+            return LocalTree(self.required_root(holds).absolute())
         return self.root

@@ -14,6 +14,8 @@ import numpy as np
 import numpy.typing as npt
 import PIL
 
+from distsens.data.tree import Tree
+
 
 @dataclass(frozen=True)
 class Survey:
@@ -23,14 +25,11 @@ class Survey:
     problems: dict[int, str]
 
 
-def survey_key(folder: Path, names: Sequence[str] | npt.NDArray[np.str_], image_size: int | None) -> str:
-    """Changes with the name, size or time of any file, with the size that is decoded to, and with Pillow's version."""
+def survey_key(tree: Tree, names: Sequence[str], image_size: int | None) -> str:
+    """Changes with the name or content of any file, with the size that is decoded to, and with Pillow's version."""
     content = hashlib.sha256(f"{PIL.__version__} {image_size}".encode())
-    for name in names:
-        path = folder / str(name)
-        status = path.stat() if path.exists() else None
-        times = f"{status.st_size} {status.st_mtime_ns}" if status else "gone"
-        content.update(os.fsencode(name) + b"\0" + times.encode() + b"\0")
+    for name, stamp in zip(names, tree.stamps(names), strict=True):
+        content.update(os.fsencode(name) + b"\0" + stamp.encode() + b"\0")
     return content.hexdigest()
 
 

@@ -151,7 +151,7 @@ def _open_run(
             f"{dataset.name}-{context}",
             digest=split.digest(),
             context=context,
-            source=dataset.name if dataset.name == "digits" else str(assembly.data_root(experiment)),
+            source=dataset.name if dataset.name == "digits" else assembly.data_address(experiment),
             images=len(split),
             image_shape=dataset.shape,
             classes=len(dataset.classes),

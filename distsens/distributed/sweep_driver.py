@@ -220,17 +220,19 @@ def _search(sweep: _Sweep, kit: TrialKit, recorder: SweepRecorder, resumed: bool
     trainable = tune.with_resources(tune.with_parameters(train_trial, kit=kit), resources(sweep.plan.base.workers))
     folder = f"{_tune_path(sweep)}/{TUNE_FOLDER}"
     if resumed and tune.Tuner.can_restore(folder):
+        recorder.settle(
+            [one.trial_id for one in tune.ExperimentAnalysis(folder).trials if one.status == one.TERMINATED]
+        )
         tuner = tune.Tuner.restore(folder, trainable, resume_unfinished=True)
     else:
         tuner = _tuner(sweep, trainable)
     with recorder, _tune_hears(caught):
-        results = tuner.fit()
+        tuner.fit()
     if recorder.error is not None:
         raise recorder.error
-    ended = [one.metrics["trial_id"] for one in results if one.metrics and "trial_id" in one.metrics]
-    whole = results.num_terminated + results.num_errors == len(results) >= sweep.plan.total
-    recorder.settle(ended if whole else [])
-    return bool(whole)
+    # An interrupted Ray Tune returns as if all were well.
+    trials = recorder.in_order
+    return len(trials) == sweep.plan.total and all(one.status != "running" for one in trials)
 
 
 def _tuner(sweep: _Sweep, trainable: Any) -> tune.Tuner:

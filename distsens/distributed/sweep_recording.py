@@ -85,10 +85,10 @@ class SweepRecorder:
             )
 
     def settle(self, ended: Sequence[str]) -> None:
-        """After Ray Tune: what a driver that was killed had not written of the trials that ended under it."""
+        """Write what a driver that was killed had not written of the trials that ended under it."""
         for trial in ended:
             state = self.trials.get(trial)
-            if state is not None and state.status != "running":
+            if state is not None and state.status not in ("running", "interrupted"):
                 continue
             for rung, result in trial_results(self._kit.place(trial)):
                 epochs = sum(one.epochs for number, one in self._rungs(trial).items() if number < rung)
@@ -202,7 +202,7 @@ class SweepRecorder:
 
     def _end(self, end: _Ended) -> None:
         state = self.trials.get(end.trial)
-        if state is None or state.status != "running":
+        if state is None or state.status not in ("running", "interrupted"):
             return
         if end.failure is not None:
             self._finish(state, "failed", "FAILED", end.failure)

@@ -114,7 +114,11 @@ class S3Place:
 
     def get(self, key: str) -> bytes:
         """Return the file; see `Place.get`."""
-        name = self._name(check_key(key))
+        return self.read(check_key(key))
+
+    def read(self, name: str) -> bytes:
+        """Return an object whose name under the prefix may be any, otherwise as :meth:`get`."""
+        name = self._name(name)
         with self._os_errors(name):
             # The client repeats a request that fails, and not the reading of an answer that breaks off. In one
             # request, because of two the second may be answered with a newer file.
@@ -130,6 +134,11 @@ class S3Place:
         """Return the sorted keys; see `Place.keys`. Objects whose names are no keys are not listed."""
         start = len(self._name(""))
         return sorted(key for name in self._names(prefix) if is_key(key := name[start:]))
+
+    def objects(self) -> dict[str, str]:
+        """By name under the prefix, keys or not, what changes with an object's content: its size and entity tag."""
+        start = len(self._name(""))
+        return {entry["Key"][start:]: f"{entry['Size']} {entry['ETag']}" for entry in self._entries("")}
 
     def delete(self, prefix: str) -> None:
         """Delete the objects, and uploads that were never completed; see `Place.delete`."""
@@ -176,11 +185,14 @@ class S3Place:
 
     def _names(self, prefix: str) -> Iterable[str]:
         """Names of all objects that equal the prefix or lie under it, keys or not."""
+        return (entry["Key"] for entry in self._entries(prefix))
+
+    def _entries(self, prefix: str) -> list[dict[str, Any]]:
+        """What S3 lists of these objects."""
         top = self._name(check_key(prefix)) if prefix else self.prefix
         with self._os_errors(top):
             pages = self._client.get_paginator("list_objects_v2").paginate(Bucket=self.bucket, Prefix=top)
-            listed = [entry["Key"] for page in pages for entry in page.get("Contents", ())]
-        return (name for name in listed if _is_under(name, top))
+            return [entry for page in pages for entry in page.get("Contents", ()) if _is_under(entry["Key"], top)]
 
     @contextmanager
     def _os_errors(self, name: str) -> Iterator[None]:

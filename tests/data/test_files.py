@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from torchvision.transforms import v2
 
-from distsens.data import ImageFiles, read_ahead
+from distsens.data import ImageFiles, LocalTree, read_ahead
 from distsens.data.files import UNREADABLE, decode, image_digest
 from distsens.errors import InputError
 
@@ -32,7 +32,7 @@ def _pixels(image: Image.Image) -> np.ndarray:
 def test_formats_are_read(tmp_path: Path, suffix: str, tolerance: int) -> None:
     photo = _photo(20, 14)
     photo.save(tmp_path / f"a.{suffix}")
-    read = decode(tmp_path / f"a.{suffix}", None)
+    read = decode((tmp_path / f"a.{suffix}").read_bytes(), None)
     assert (read.dtype, read.shape, read.flags.c_contiguous) == (np.uint8, (3, 14, 20), True)
     assert np.abs(read.astype(int) - _pixels(photo)).mean() <= tolerance
 
@@ -41,31 +41,31 @@ def test_formats_are_read(tmp_path: Path, suffix: str, tolerance: int) -> None:
 def test_every_mode_becomes_red_green_and_blue(tmp_path: Path, mode: str) -> None:
     image = _photo(9, 7).convert(mode)
     image.save(tmp_path / "a.png")
-    assert np.array_equal(decode(tmp_path / "a.png", None), _pixels(image))
+    assert np.array_equal(decode((tmp_path / "a.png").read_bytes(), None), _pixels(image))
 
 
 def test_transparency_is_dropped_without_a_warning(tmp_path: Path, recwarn: pytest.WarningsRecorder) -> None:
     image = _photo(9, 7).quantize(16)
     image.save(tmp_path / "palette.png", transparency=bytes(range(16)))
-    assert np.array_equal(decode(tmp_path / "palette.png", None), _pixels(image))
+    assert np.array_equal(decode((tmp_path / "palette.png").read_bytes(), None), _pixels(image))
     colours = np.full((7, 9, 4), (200, 100, 50, 0), np.uint8)
     Image.fromarray(colours).save(tmp_path / "clear.png")
-    assert (decode(tmp_path / "clear.png", None)[:, 0, 0] == (200, 100, 50)).all()
+    assert (decode((tmp_path / "clear.png").read_bytes(), None)[:, 0, 0] == (200, 100, 50)).all()
     assert not recwarn.list
 
 
 def test_cmyk_and_16_bit_grey_keep_their_brightness(tmp_path: Path) -> None:
     _photo(9, 7).convert("CMYK").save(tmp_path / "a.jpg", quality=100)
-    assert np.abs(decode(tmp_path / "a.jpg", None).astype(int) - _pixels(_photo(9, 7))).mean() < 8
+    assert np.abs(decode((tmp_path / "a.jpg").read_bytes(), None).astype(int) - _pixels(_photo(9, 7))).mean() < 8
     grey = np.arange(63, dtype=np.uint16).reshape(7, 9) * 1000
     Image.fromarray(grey).save(tmp_path / "a.png")
-    assert np.array_equal(decode(tmp_path / "a.png", None), np.broadcast_to(grey >> 8, (3, 7, 9)))
+    assert np.array_equal(decode((tmp_path / "a.png").read_bytes(), None), np.broadcast_to(grey >> 8, (3, 7, 9)))
 
 
 def test_the_suffix_does_not_matter(tmp_path: Path) -> None:
     _photo(9, 7).save(tmp_path / "a.png")
     shutil.move(tmp_path / "a.png", tmp_path / "a.jpg")
-    assert np.array_equal(decode(tmp_path / "a.jpg", None), _pixels(_photo(9, 7)))
+    assert np.array_equal(decode((tmp_path / "a.jpg").read_bytes(), None), _pixels(_photo(9, 7)))
 
 
 @settings(max_examples=40)
@@ -75,7 +75,7 @@ def test_images_are_resized_and_cropped_as_torchvision_does(width: int, height: 
     file = io.BytesIO()
     photo.save(file, "png")
     expected = v2.Compose([v2.Resize(size), v2.CenterCrop(size)])(photo)
-    assert np.array_equal(decode(file, size), _pixels(expected))  # type: ignore[arg-type]
+    assert np.array_equal(decode(file.getvalue(), size), _pixels(expected))
 
 
 @pytest.mark.parametrize("suffix", ["png", "jpg", "gif", "bmp", "tiff", "webp", "ppm"])
@@ -89,7 +89,7 @@ def test_a_damaged_file_is_an_image_still_or_a_known_error(tmp_path: Path, suffi
             content[place] = random.integers(256)
         path.write_bytes(content[: random.integers(1, 2 * len(content))])
         try:
-            assert decode(path, 8).shape == (3, 8, 8)
+            assert decode(path.read_bytes(), 8).shape == (3, 8, 8)
         except UNREADABLE:
             unreadable += 1
     assert unreadable > 20
@@ -101,7 +101,7 @@ def test_a_file_that_is_cut_short_is_an_error(tmp_path: Path, suffix: str) -> No
     _photo(64, 64).save(path)
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     with pytest.raises(UNREADABLE):
-        decode(path, 8)
+        decode(path.read_bytes(), 8)
 
 
 @pytest.fixture
@@ -109,12 +109,12 @@ def files(tmp_path: Path) -> ImageFiles:
     for number in range(10):
         _photo(12, 9, seed=number).save(tmp_path / f"{number}.png")
     names = np.array([f"{number}.png" for number in range(10)])
-    digests = np.stack([image_digest(decode(tmp_path / name, 8)) for name in names])
-    return ImageFiles(tmp_path, names, (8, 8), 8, digests)
+    digests = np.stack([image_digest(decode((tmp_path / name).read_bytes(), 8)) for name in names])
+    return ImageFiles(LocalTree(tmp_path), names, (8, 8), 8, digests)
 
 
 def _all(files: ImageFiles) -> torch.Tensor:
-    return torch.stack([torch.from_numpy(decode(files.folder / str(name), 8)) for name in files.names])
+    return torch.stack([torch.from_numpy(decode(files.tree.read(str(name)), 8)) for name in files.names])
 
 
 def test_files_are_indexed_like_a_tensor(files: ImageFiles) -> None:
@@ -162,9 +162,9 @@ def test_the_next_batch_is_read_while_one_is_in_use_and_no_more() -> None:
 
 
 def test_a_file_that_is_gone_or_changed_stops_with_its_name(files: ImageFiles) -> None:
-    (files.folder / "3.png").unlink()
-    _photo(12, 9, seed=77).save(files.folder / "4.png")
-    (files.folder / "5.png").write_bytes(b"no image")
+    (Path(files.tree.url) / "3.png").unlink()
+    _photo(12, 9, seed=77).save(Path(files.tree.url) / "4.png")
+    (Path(files.tree.url) / "5.png").write_bytes(b"no image")
     for number, says in ((3, "could be read when the run began"), (4, "held another image"), (5, "could be read")):
         with pytest.raises(InputError, match=rf"data\.root: got '.*/{number}\.png'; {says}"):
             files[number : number + 1]
