@@ -219,12 +219,12 @@ def test_large_folders_are_decoded_once_until_a_file_changes(
 ) -> None:
     _classes(tmp_path, 5)
     (tmp_path / "bee" / "9.png").write_bytes(b"no image")
-    decoded: list[str] = []
+    decoded: list[int] = []
     real = folder_module.decode
 
-    def counted(path: Path, image_size: int | None) -> np.ndarray:
-        decoded.append(path.name)
-        return real(path, image_size)
+    def counted(content: bytes, image_size: int | None) -> np.ndarray:
+        decoded.append(len(content))
+        return real(content, image_size)
 
     monkeypatch.setattr(folder_module, "decode", counted)
     first = _read(tmp_path, image_size=4, memory=0)
