@@ -3,7 +3,7 @@ PYTHON ?= $(firstword $(foreach name,python3.11 python3.12 python3.13 python3,$(
 BIN := .venv/bin
 PORT ?= 5000
 
-.PHONY: train test check ui image setup lock clean
+.PHONY: train test check ui image stack stack-down setup lock clean
 
 train: setup ## Train the quickstart recipe on this machine
 	@$(BIN)/python jobs/train.py --recipe quickstart
@@ -24,6 +24,14 @@ ui: setup ## Show the runs in the MLflow UI
 image: ## Build the container image
 	@$(firstword $(foreach name,docker podman buildah,$(shell command -v $(name))) docker) build \
 		--file infra/image/Dockerfile --tag distsens .
+
+STACK ?= /var/tmp/distsens
+
+stack: setup ## Start PostgreSQL, an S3 server, MLflow and a Ray cluster on this machine; infra/README.md
+	@$(BIN)/python infra/stack/stack.py up --folder $(STACK)
+
+stack-down: setup ## Stop them; their data stay
+	@$(BIN)/python infra/stack/stack.py down --folder $(STACK)
 
 setup: .venv/.installed
 
