@@ -3,7 +3,7 @@ PYTHON ?= $(firstword $(foreach name,python3.11 python3.12 python3.13 python3,$(
 BIN := .venv/bin
 PORT ?= 5000
 
-.PHONY: train test check ui setup lock clean
+.PHONY: train test check ui image stack stack-down setup lock clean
 
 train: setup ## Train the quickstart recipe on this machine
 	@$(BIN)/python jobs/train.py --recipe quickstart
@@ -21,6 +21,18 @@ ui: setup ## Show the runs in the MLflow UI
 	@MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false MLFLOW_DISABLE_TELEMETRY=true $(BIN)/mlflow ui \
 		--backend-store-uri sqlite:///runs/mlflow.db --host 127.0.0.1 --port $(PORT)
 
+image: ## Build the container image
+	@$(firstword $(foreach name,docker podman buildah,$(shell command -v $(name))) docker) build \
+		--file infra/image/Dockerfile --tag distsens .
+
+STACK ?= /var/tmp/distsens
+
+stack: setup ## Start PostgreSQL, an S3 server, MLflow and a Ray cluster on this machine; infra/README.md
+	@$(BIN)/python infra/stack/stack.py up --folder $(STACK)
+
+stack-down: setup ## Stop them; their data stay
+	@$(BIN)/python infra/stack/stack.py down --folder $(STACK)
+
 setup: .venv/.installed
 
 .venv/.installed: requirements.lock pyproject.toml
@@ -34,8 +46,9 @@ setup: .venv/.installed
 lock: ## Resolve pyproject.toml anew into requirements.lock
 	@$(PYTHON) -m venv .venv-lock
 	@.venv-lock/bin/python -m pip install --quiet --disable-pip-version-check uv
-	@.venv-lock/bin/uv pip compile pyproject.toml --extra test --extra peers --universal --python-version 3.11 \
-		--generate-hashes --no-emit-index-url --no-annotate --no-header --upgrade --output-file requirements.lock
+	@.venv-lock/bin/uv pip compile pyproject.toml --extra server --extra test --extra peers \
+		--universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-annotate --no-header --upgrade \
+		--output-file requirements.lock
 	@rm -r .venv-lock
 
 clean: ## Remove the environment and the caches, not the runs

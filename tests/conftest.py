@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import boto3
-import ceph as ceph_server
+import ceph_server
 import pytest
 import ray
 import torch
@@ -78,7 +78,7 @@ def local_ray(ray_environment: dict[str, str]) -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def ceph() -> Iterator[ceph_server.Ceph]:
+def ceph() -> Iterator[ceph_server.S3Server]:
     """A real S3 server, which checks signatures."""
     if missing := ceph_server.missing():
         pytest.skip(f"Ceph is not installed: no {', '.join(missing)}")

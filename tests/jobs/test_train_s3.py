@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from ceph import Ceph
+from ceph_server import S3Server
 from mlflow import MlflowClient
 
 from distsens.storage import Checkpoints, open_place, published
@@ -17,7 +17,7 @@ pytestmark = pytest.mark.ray
 
 
 def test_a_run_in_a_bucket_is_killed_resumed_and_published_and_tells_nobody_the_secret(
-    job: Any, quick: list[str], ceph: Ceph, use_s3: Callable[[Mapping[str, str]], str]
+    job: Any, quick: list[str], ceph: S3Server, use_s3: Callable[[Mapping[str, str]], str]
 ) -> None:
     job.storage_url = f"{use_s3(ceph.environment)}/team/runs"
     job.environment = {**job.environment, **ceph.environment}
@@ -63,7 +63,7 @@ def contents_of(folder: Path) -> list[bytes]:
 
 
 def test_a_wrong_secret_ends_the_job_before_anything_starts(
-    job: Any, quick: list[str], ceph: Ceph, use_s3: Callable[[Mapping[str, str]], str]
+    job: Any, quick: list[str], ceph: S3Server, use_s3: Callable[[Mapping[str, str]], str]
 ) -> None:
     job.storage_url = use_s3(ceph.environment)
     process = job.run(*quick, **{**ceph.environment, "AWS_SECRET_ACCESS_KEY": "wr0ngsecret"})

@@ -8,9 +8,9 @@ from collections.abc import Callable, Mapping
 from threading import Event, Thread
 
 import boto3
-import ceph as ceph_server
+import ceph_server
 import pytest
-from ceph import Ceph
+from ceph_server import S3Server
 
 from distsens.errors import InputError
 from distsens.storage import Checkpoints, open_place
@@ -27,7 +27,7 @@ UseS3 = Callable[[Mapping[str, str]], str]
     ],
 )
 def test_wrong_credentials_are_refused_with_one_line(
-    ceph: Ceph, use_s3: UseS3, monkeypatch: pytest.MonkeyPatch, variable: str, value: str, says: str
+    ceph: S3Server, use_s3: UseS3, monkeypatch: pytest.MonkeyPatch, variable: str, value: str, says: str
 ) -> None:
     place = open_place(use_s3(ceph.environment))
     monkeypatch.setenv(variable, value)
@@ -42,7 +42,7 @@ def test_wrong_credentials_are_refused_with_one_line(
         assert "\n" not in str(error.value)
 
 
-def test_a_bucket_of_another_user_is_refused(ceph: Ceph, use_s3: UseS3, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_bucket_of_another_user_is_refused(ceph: S3Server, use_s3: UseS3, monkeypatch: pytest.MonkeyPatch) -> None:
     url = use_s3(ceph.environment)
     ceph.add_user("stranger", "stranger", "strangers")
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "stranger")
@@ -51,7 +51,9 @@ def test_a_bucket_of_another_user_is_refused(ceph: Ceph, use_s3: UseS3, monkeypa
         open_place(url).check_writable()
 
 
-def test_a_bucket_that_may_only_be_read_is_refused(ceph: Ceph, use_s3: UseS3, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_bucket_that_may_only_be_read_is_refused(
+    ceph: S3Server, use_s3: UseS3, monkeypatch: pytest.MonkeyPatch
+) -> None:
     url = use_s3(ceph.environment)
     open_place(url).put("a", b"x")
     ceph.add_user("reader", "reader", "readers")
@@ -76,7 +78,7 @@ def test_a_bucket_that_may_only_be_read_is_refused(ceph: Ceph, use_s3: UseS3, mo
     assert open_place(url).keys() == ["a"]
 
 
-def test_a_file_whose_parts_cannot_be_put_together_is_sent_anew(ceph: Ceph, use_s3: UseS3) -> None:
+def test_a_file_whose_parts_cannot_be_put_together_is_sent_anew(ceph: S3Server, use_s3: UseS3) -> None:
     place = S3Place.at(use_s3(ceph.environment))
     other = boto3.session.Session().client("s3")
     completions = 0
@@ -94,7 +96,7 @@ def test_a_file_whose_parts_cannot_be_put_together_is_sent_anew(ceph: Ceph, use_
     assert place.get("model") == bytes(20 << 20)
 
 
-def test_a_server_that_crashes_and_comes_back_loses_nothing_and_stops_nobody(ceph: Ceph, use_s3: UseS3) -> None:
+def test_a_server_that_crashes_and_comes_back_loses_nothing_and_stops_nobody(ceph: S3Server, use_s3: UseS3) -> None:
     checkpoints = Checkpoints(open_place(use_s3(ceph.environment)))
     enough, saved = Event(), []
 
