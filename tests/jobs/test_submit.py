@@ -18,10 +18,10 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+from clone import copy_of_the_project
 from mlflow import MlflowClient
 from mlflow.entities import Run
 
-ROOT = Path(__file__).resolve().parents[2]
 BIN = Path(sys.executable).parent
 
 pytestmark = pytest.mark.ray
@@ -143,22 +143,6 @@ def head(
         process.wait()
         end_processes(sockets)
         shutil.rmtree(sockets, ignore_errors=True)
-
-
-def copy_of_the_project(target: Path) -> None:
-    """The files that a clone of the project would have, as they are now."""
-    listed = subprocess.run(
-        ["git", "-C", str(ROOT), "ls-files", "--cached", "--others", "--exclude-standard", "-z"],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    if listed.returncode != 0:
-        pytest.skip("the project is not a git checkout")
-    for name in filter(None, listed.stdout.split("\0")):
-        if (ROOT / name).is_file():
-            (target / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy(ROOT / name, target / name)
 
 
 @pytest.fixture(scope="module")
