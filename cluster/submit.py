@@ -81,7 +81,9 @@ def check_cluster(address: str, *, allow_open: bool) -> None:
     elif status in (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN):
         status, answer = _ask(address, _credentials(address))
         if status in (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN):
-            raise InputError("address", address, "the cluster has another token than RAY_AUTH_TOKEN_PATH or Ray's own file")
+            raise InputError(
+                "address", address, "the cluster has another token than RAY_AUTH_TOKEN_PATH or Ray's own file"
+            )
     try:
         ray_of_cluster = str(json.loads(answer)["ray_version"])
     except (ValueError, KeyError, TypeError):
@@ -140,7 +142,9 @@ def _credentials(address: str) -> dict[str, str]:
     except RuntimeError:  # the file that the variable names is not there, or empty
         headers = {}
     if not headers:
-        allowed = "the cluster asks for a token: set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH to a file that holds it"
+        allowed = (
+            "the cluster asks for a token: set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH to a file that holds it"
+        )
         raise InputError("address", address, allowed)
     return {str(name): str(value) for name, value in headers.items()}
 

@@ -1,6 +1,6 @@
 """A Ray cluster of three nodes on this machine: a head without work and two workers, on loopback, with a token.
 
-`make cluster` starts it unless it is there and prints the line that makes the jobs join it; `make cluster-down` ends its
+`make cluster` starts it unless it is up and prints the line that makes the jobs join it; `make cluster-down` ends its
 processes and no others. Everything about it is in the folder .cluster.
 """
 
@@ -22,7 +22,8 @@ import psutil
 
 FOLDER = Path(__file__).resolve().parents[2] / ".cluster"
 
-_ADDRESSES = ("127.0.0.2", "127.0.0.3", "127.0.0.4")  # head and workers; Ray takes 127.0.0.1 for the machine's own address
+# Of head and workers; Ray takes 127.0.0.1 for the machine's outer address.
+_HEAD, _WORKERS = "127.0.0.2", ("127.0.0.3", "127.0.0.4")
 _MARK = "DISTSENS_CLUSTER"  # in the environment of each process of the cluster, so that it can be told from other Rays
 _START_TIMEOUT_S = 300
 _END_TIMEOUT_S = 20
@@ -73,18 +74,18 @@ def _start(join: Path) -> None:
     environment |= {
         **clients,
         _MARK: str(FOLDER),
-        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",  # a submitted job's `python` is this one
+        # A submitted job's `python` is this one.
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
     }
-    address, url = f"{_ADDRESSES[0]}:{port}", f"http://127.0.0.1:{dashboard}"
+    address, url = f"{_HEAD}:{port}", f"http://127.0.0.1:{dashboard}"
     head = ["--head", "--port", str(port), "--num-cpus", "0", "--num-gpus", "0"]
     head += ["--dashboard-host", "127.0.0.1", "--dashboard-port", str(dashboard)]
-    share = max(1, (os.cpu_count() or 1) // (len(_ADDRESSES) - 1))
-    worker = ["--address", address, "--num-cpus", str(share)]
-    # Each has files of its own, as on a machine of its own: their sockets would have the same names.
-    nodes = [
-        _start_node(one, [*(worker if number else head), "--temp-dir", str(files / str(number))], environment)
-        for number, one in enumerate(_ADDRESSES)
-    ]
+    nodes = [_start_node(_HEAD, files, head, environment)]
+    gpus = _gpus()
+    for number, worker in enumerate(_WORKERS):
+        options = ["--address", address, "--num-cpus", str(max(1, (os.cpu_count() or 1) // len(_WORKERS)))]
+        share = {"CUDA_VISIBLE_DEVICES": ",".join(gpus[number :: len(_WORKERS)])}
+        nodes.append(_start_node(worker, files, options, {**environment, **share}))
     os.environ.update(clients)
     _wait_until_up(url, nodes)
     variables = {"RAY_ADDRESS": address, "RAY_API_SERVER_ADDRESS": url, **clients}
@@ -92,9 +93,12 @@ def _start(join: Path) -> None:
     join.write_text(f"export {words}\n")
 
 
-def _start_node(address: str, options: list[str], environment: Mapping[str, str]) -> subprocess.Popen[bytes]:
+def _start_node(
+    address: str, files: Path, options: list[str], environment: Mapping[str, str]
+) -> subprocess.Popen[bytes]:
+    """Start a node with files of its own, as on a machine of its own: their sockets would have the same names."""
     command = [str(Path(sys.executable).with_name("ray")), "start", "--block", "--disable-usage-stats"]
-    command += ["--node-ip-address", address, "--dashboard-agent-listen-port", "0"]
+    command += ["--node-ip-address", address, "--temp-dir", str(files / address), "--dashboard-agent-listen-port", "0"]
     command += ["--object-store-memory", str(psutil.virtual_memory().total // 10)]
     with (FOLDER / f"{address}.log").open("wb") as log:
         return subprocess.Popen(
@@ -118,6 +122,14 @@ def _wait_until_up(url: str, nodes: list[subprocess.Popen[bytes]]) -> None:
             logs = "".join(log.read_text() for log in sorted(FOLDER.glob("*.log")))
             sys.exit(f"{logs}\nfailed: the cluster did not start; what its nodes said stands above")
         time.sleep(0.5)
+
+
+def _gpus() -> list[str]:
+    """The GPUs that the cluster may use, for its workers to share."""
+    import torch
+
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(torch.cuda.device_count())))
+    return [gpu for gpu in visible.split(",") if gpu]
 
 
 def _processes() -> set[psutil.Process]:

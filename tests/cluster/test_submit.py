@@ -128,7 +128,7 @@ def test_an_open_dashboard_is_taken_on_loopback_alone_unless_it_is_allowed(
     submit.check_cluster(f"http://127.0.0.1:{port}", allow_open=False)
     submit.check_cluster(f"http://localhost:{port}", allow_open=False)
     elsewhere = f"http://{own_address()}:{port}"
-    with pytest.raises(InputError, match="it asks nobody for a token.*--allow-open"):
+    with pytest.raises(InputError, match=r"it asks nobody for a token.*--allow-open"):
         submit.check_cluster(elsewhere, allow_open=False)
     submit.check_cluster(elsewhere, allow_open=True)
 
@@ -136,7 +136,9 @@ def test_an_open_dashboard_is_taken_on_loopback_alone_unless_it_is_allowed(
 def test_a_dashboard_that_asks_for_a_token_is_given_none_that_nobody_set(
     submit: ModuleType, dashboard: Dashboard
 ) -> None:
-    with pytest.raises(InputError, match="the cluster asks for a token: set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH"):
+    with pytest.raises(
+        InputError, match="the cluster asks for a token: set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH"
+    ):
         submit.check_cluster(f"http://127.0.0.1:{dashboard(token='secret')}", allow_open=True)
 
 
@@ -170,4 +172,6 @@ def test_the_package_of_a_used_clone_holds_the_code_alone(tmp_path: Path) -> Non
         names = set(archive.namelist())
     code = {str(path.relative_to(clone)) for part in ("distsens", "jobs") for path in (clone / part).rglob("*.*")}
     assert {name for name in code if "pictures" not in name} | {"pyproject.toml", "my_models.py"} <= names
-    assert not [name for name in names if name.startswith((".git/", ".venv", "runs", "data", ".cluster", ".mypy", "tests"))]
+    assert not [
+        name for name in names if name.startswith((".git/", ".venv", "runs", "data", ".cluster", ".mypy", "tests"))
+    ]

@@ -6,7 +6,6 @@ import json
 import os
 import re
 import shutil
-import socket
 import subprocess
 import sys
 import tempfile
@@ -21,6 +20,7 @@ import pytest
 from clone import copy_of_the_project
 from mlflow import MlflowClient
 from mlflow.entities import Run
+from processes import free_ports
 
 BIN = Path(sys.executable).parent
 
@@ -86,16 +86,6 @@ class Guarded:
 def short(quick: list[str]) -> list[str]:
     """An experiment of two epochs."""
     return [*quick, "--training.epochs", "2"]
-
-
-def free_ports(count: int) -> list[int]:
-    sockets = [socket.socket() for _ in range(count)]
-    for one in sockets:
-        one.bind(("127.0.0.1", 0))
-    ports = [one.getsockname()[1] for one in sockets]
-    for one in sockets:
-        one.close()
-    return ports
 
 
 StartHead = Callable[..., AbstractContextManager[Head]]
