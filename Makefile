@@ -3,7 +3,7 @@ PYTHON ?= $(firstword $(foreach name,python3.11 python3.12 python3.13 python3,$(
 BIN := .venv/bin
 PORT ?= 5000
 
-.PHONY: train test check ui setup lock clean
+.PHONY: train test check ui cluster cluster-down setup lock clean
 
 train: setup ## Train the quickstart recipe on this machine
 	@$(BIN)/python jobs/train.py --recipe quickstart
@@ -20,6 +20,12 @@ check: setup
 ui: setup ## Show the runs in the MLflow UI
 	@MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false MLFLOW_DISABLE_TELEMETRY=true $(BIN)/mlflow ui \
 		--backend-store-uri sqlite:///runs/mlflow.db --host 127.0.0.1 --port $(PORT)
+
+cluster: setup ## Start a Ray cluster of three nodes on this machine, and print the line that makes the jobs join it
+	@$(BIN)/python cluster/local/cluster.py up
+
+cluster-down: setup ## End it, and no other Ray
+	@$(BIN)/python cluster/local/cluster.py down
 
 setup: .venv/.installed
 

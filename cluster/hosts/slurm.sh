@@ -20,7 +20,7 @@ export RAY_HEAD=${machines[0]} # where this script runs, too
 # A token for this cluster alone.
 RAY_AUTH_TOKEN_PATH=$(mktemp "$HOME/.ray-token-$SLURM_JOB_ID-XXXXXX")
 export RAY_AUTH_MODE=token RAY_AUTH_TOKEN_PATH
-trap 'rm -f "$RAY_AUTH_TOKEN_PATH"; kill $(jobs -p) 2> /dev/null || true; wait' EXIT
+trap 'rm -f "$RAY_AUTH_TOKEN_PATH"; kill $(jobs -p) 2> /dev/null || true' EXIT
 python -c 'import secrets; print(secrets.token_hex(32))' > "$RAY_AUTH_TOKEN_PATH"
 
 # Wait until the Ray node on a machine is up; the first argument is the step that starts it.

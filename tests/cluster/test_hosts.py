@@ -9,6 +9,7 @@ import secrets
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,8 +26,8 @@ BIN = Path(sys.executable).parent
 RAY_HOSTS = ("head", "worker-1", "worker-2")
 S3, MLFLOW = "http://s3:5000", "http://mlflow:5000"
 TRAIN = """
-jobs/train.py --recipe quickstart --workers.num 3 --data.limit 192 --training.epochs 2 --attack.steps 1
---validation.steps 1 --test.steps 1 --test.restarts 1 --storage.path s3://bucket/runs
+jobs/train.py --recipe quickstart --data.limit 192 --training.epochs 2 --attack.steps 1 --validation.steps 1
+--test.steps 1 --test.restarts 1
 """.split()
 
 
@@ -103,8 +104,9 @@ def test_a_submitted_training_runs_on_three_hosts_with_its_storage_and_its_track
     network: Network,
 ) -> None:
     client = {"RAY_AUTH_MODE": "token"}
+    job = [*TRAIN, "--workers.num", "3", "--storage.path", "s3://bucket/runs"]
     options = ["--address", "http://127.0.0.1:8265", "--runtime-env", "cluster/runtime_env.yaml"]
-    said = network.run("head", "ray", "job", "submit", *options, "--", "python", *TRAIN, timeout=240, **client)
+    said = network.run("head", "ray", "job", "submit", *options, "--", "python", *job, timeout=240, **client)
     (name,) = re.findall(r"^run (\S+)", said, re.MULTILINE)
 
     inside = {**client, "RAY_ADDRESS": "head:6379", "RAY_API_SERVER_ADDRESS": "http://127.0.0.1:8265"}
@@ -133,12 +135,71 @@ def test_a_submitted_training_runs_on_three_hosts_with_its_storage_and_its_track
     )
     status, workers_tag, metrics = tracked
     assert (status, workers_tag) == ("FINISHED", "3")
-    assert {"validation/pgd_accuracy", "test/pgd_accuracy"} <= set(metrics)
+    assert {"validation/robust_accuracy", "test/pgd_accuracy"} <= set(metrics)
 
     # Gradients went over the network: more than a model of a few hundred thousand parameters, on each host.
     for host in RAY_HOSTS:
         received = int(network.run(host, "cat", "/sys/class/net/eth0/statistics/rx_bytes"))
         assert received > 1_000_000
+
+
+# Slurm's own where there is one machine; what is for the other one is left to the test, which has its hands there.
+SRUN = """#!/bin/bash
+while [[ $1 = --* ]]; do
+    case $1 in
+        --overlap | --nodes=1 | --ntasks=1) ;;
+        --nodelist=machine-1) here=yes ;;
+        --exclude=machine-1) here=no ;;
+        *) exit 64 ;;
+    esac
+    shift
+done
+if [ "$here" = yes ]; then exec "$@"; fi
+env -0 > "$STEP/environment"
+printf '%s' "$1" > "$STEP/command"
+exec sleep infinity
+"""
+SCONTROL = """#!/bin/bash
+[ "$*" = "show hostnames machine-[1-2]" ] && printf 'machine-1\\nmachine-2\\n'
+"""
+
+
+@pytest.mark.ray
+def test_a_job_of_slurm_brings_its_cluster_along(tmp_path: Path) -> None:
+    if why := namespaces.missing():
+        pytest.skip(why)
+    for name, script in (("srun", SRUN), ("scontrol", SCONTROL)):
+        (tmp_path / name).write_text(script)
+        (tmp_path / name).chmod(0o755)
+    for name in ("home", "step", "network"):
+        (tmp_path / name).mkdir()
+    environment = {
+        "PATH": f"{tmp_path}:{BIN}:{os.environ['PATH']}",
+        "PYTHONPATH": os.environ.get("PYTHONPATH", ""),
+        "HOME": str(tmp_path / "home"),  # shared, as with Slurm
+        "STEP": str(tmp_path / "step"),
+        "SLURM_SUBMIT_DIR": str(ROOT),
+        "SLURM_JOB_ID": "17",
+        "SLURM_JOB_NODELIST": "machine-[1-2]",
+    }
+    storage = ("--storage.path", str(tmp_path / "runs"), "--summary", str(tmp_path / "summary.json"))
+    # A worker that takes all CPUs of a machine: each is on one of its own.
+    workers = ("--workers.num", "2", "--workers.cpus", str(os.cpu_count()))
+    with namespaces.joined(["machine-1", "machine-2"], tmp_path / "network") as hosts:
+        first, second = hosts.values()
+        batch = first.start(str(SCRIPTS / "slurm.sh"), *TRAIN, *workers, *storage, environment=environment)
+        deadline = time.monotonic() + 120
+        while not (tmp_path / "step" / "command").exists():
+            assert batch.poll() is None, first.log.read_text()
+            assert time.monotonic() < deadline, first.log.read_text()
+            time.sleep(0.2)
+        variables = (tmp_path / "step" / "environment").read_text().rstrip("\0").split("\0")
+        step = (tmp_path / "step" / "command").read_text()
+        second.start(step, environment=dict(variable.split("=", 1) for variable in variables))
+        assert batch.wait(timeout=240) == 0, first.log.read_text() + second.log.read_text()
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert (summary["status"], summary["workers"]) == ("finished", 2)
+    assert not list((tmp_path / "home").glob(".ray-token*"))
 
 
 @pytest.fixture

@@ -16,6 +16,7 @@ from typing import Any
 
 import psutil
 import pytest
+import ray
 from clone import commit_all, copy_of_the_project
 from mlflow import MlflowClient
 
@@ -160,6 +161,15 @@ def test_the_exit_code_is_the_jobs(cluster: Cluster) -> None:
     wrong = cluster.submit("jobs/train.py", "--recipe", "quickstart", "--workers.num", "50", "--dry-run")
     assert wrong.returncode == 2, wrong.stdout + wrong.stderr
     assert "error: workers.num: got 50; the cluster has room for" in wrong.stdout
+
+
+def test_a_job_with_another_ray_than_the_clusters_says_which_they_are(cluster: Cluster) -> None:
+    program = "import ray; ray.__version__ = '2.9.3'"
+    program += "; import runpy, sys; del sys.argv[0]; runpy.run_path(sys.argv[0], run_name='__main__')"
+    refused = cluster.run("-c", program, *TRAIN)
+    assert refused.returncode == 2, refused.stdout + refused.stderr
+    said = rf"error: RAY_ADDRESS: .*: Version mismatch: .* Ray: {re.escape(ray.__version__)} .* Ray: 2\.9\.3 .*\n"
+    assert re.fullmatch(said, refused.stderr)
 
 
 def test_a_laptop_whose_python_is_of_another_patch_version_submits(cluster: Cluster) -> None:
