@@ -11,9 +11,9 @@ from typing import Any
 
 import ray
 import ray._private.state
+import ray._private.worker
 import torch
 from ray._private.ray_constants import DEBUG_AUTOSCALING_STATUS
-from ray._raylet import GcsClient
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from distsens.errors import InputError
@@ -91,10 +91,10 @@ def check_capacity_of_cluster(workers: Workers) -> None:
 def _grows() -> bool:
     """Whether the connected cluster has an autoscaler that may add nodes.
 
-    Such a one has a type for every node, of its configuration. A cluster made by hand has none, or one that only watches
-    and gives each node a type of its own.
+    Such a one has a type for every node, of its configuration. A cluster made by hand has none, or one that only
+    watches and gives each node a type of its own.
     """
-    gcs = GcsClient(address=ray.get_runtime_context().gcs_address)
+    gcs = ray._private.worker.global_worker.gcs_client
     if any(node.instance_id for node in gcs.get_all_node_info().values()):  # autoscaler v2
         return True
     status = json.loads(gcs.internal_kv_get(DEBUG_AUTOSCALING_STATUS.encode(), None) or b"{}")  # autoscaler v1

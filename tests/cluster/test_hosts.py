@@ -171,7 +171,7 @@ def test_a_job_of_slurm_brings_its_cluster_along(tmp_path: Path) -> None:
     for name, script in (("srun", SRUN), ("scontrol", SCONTROL)):
         (tmp_path / name).write_text(script)
         (tmp_path / name).chmod(0o755)
-    for name in ("home", "step", "network"):
+    for name in ("home", "step"):
         (tmp_path / name).mkdir()
     environment = {
         "PATH": f"{tmp_path}:{BIN}:{os.environ['PATH']}",
@@ -185,7 +185,7 @@ def test_a_job_of_slurm_brings_its_cluster_along(tmp_path: Path) -> None:
     storage = ("--storage.path", str(tmp_path / "runs"), "--summary", str(tmp_path / "summary.json"))
     # A worker that takes all CPUs of a machine: each is on one of its own.
     workers = ("--workers.num", "2", "--workers.cpus", str(os.cpu_count()))
-    with namespaces.joined(["machine-1", "machine-2"], tmp_path / "network") as hosts:
+    with namespaces.joined(["machine-1", "machine-2"], tmp_path) as hosts:
         first, second = hosts.values()
         batch = first.start(str(SCRIPTS / "slurm.sh"), *TRAIN, *workers, *storage, environment=environment)
         deadline = time.monotonic() + 120

@@ -95,10 +95,15 @@ def missing() -> str | None:
     if not sys.platform.startswith("linux") or os.geteuid() != 0:
         return "only root on Linux makes network namespaces"
     name = f"ds-{secrets.token_hex(3)}"
-    tried = subprocess.run(["ip", "netns", "add", name], capture_output=True, text=True, check=False)
-    if tried.returncode != 0:
-        return f"network namespaces cannot be made here: {tried.stderr.strip()}"
-    _ip("netns", "delete", name)
+    try:
+        _ip("netns", "add", name)
+        _ip("-n", name, "link", "add", "bridge", "type", "bridge")
+        _ip("-n", name, "link", "add", "eth0", "type", "veth", "peer", "name", "port")
+    except subprocess.CalledProcessError as error:
+        return f"network namespaces and bridges cannot be made here: {error.stderr.strip()}"
+    finally:
+        with suppress(subprocess.CalledProcessError):
+            _ip("netns", "delete", name)
     return None
 
 
