@@ -31,11 +31,13 @@ up() {
     done
 }
 
-srun --overlap --nodes=1 --ntasks=1 --nodelist="$RAY_HEAD" cluster/hosts/head.sh &
+# A Ray node has its machine's part of the job to itself, as a step of one task would not by default.
+step=(srun --overlap --cpu-bind=none --cpus-per-task="$SLURM_CPUS_ON_NODE")
+"${step[@]}" --nodes=1 --ntasks=1 --nodelist="$RAY_HEAD" cluster/hosts/head.sh &
 up $! "$RAY_HEAD"
 if [ ${#machines[@]} -gt 1 ]; then
     others=$((${#machines[@]} - 1))
-    srun --overlap --nodes=$others --ntasks=$others --exclude="$RAY_HEAD" cluster/hosts/worker.sh &
+    "${step[@]}" --nodes=$others --ntasks=$others --exclude="$RAY_HEAD" cluster/hosts/worker.sh &
     workers=$!
     for machine in "${machines[@]:1}"; do up $workers "$machine"; done
 fi
@@ -43,8 +45,8 @@ fi
 RAY_ADDRESS=$RAY_HEAD:6379 python "$@" &
 job=$!
 trap 'kill -TERM $job' TERM
-code=0
-while kill -0 $job 2> /dev/null; do
-    wait $job && code=0 || code=$? # a signal ends the waiting, not the job
+wait $job && code=0 || code=$?
+while kill -0 $job 2> /dev/null; do # a signal has ended the waiting, not the job
+    wait $job && code=0 || code=$?
 done
 exit $code

@@ -147,7 +147,7 @@ def test_a_submitted_training_runs_on_three_hosts_with_its_storage_and_its_track
 SRUN = """#!/bin/bash
 while [[ $1 = --* ]]; do
     case $1 in
-        --overlap | --nodes=1 | --ntasks=1) ;;
+        --overlap | --nodes=1 | --ntasks=1 | --cpu-bind=none | --cpus-per-task=2) ;;
         --nodelist=machine-1) here=yes ;;
         --exclude=machine-1) here=no ;;
         *) exit 64 ;;
@@ -180,6 +180,7 @@ def test_a_job_of_slurm_brings_its_cluster_along(tmp_path: Path) -> None:
         "STEP": str(tmp_path / "step"),
         "SLURM_SUBMIT_DIR": str(ROOT),
         "SLURM_JOB_ID": "17",
+        "SLURM_CPUS_ON_NODE": "2",
         "SLURM_JOB_NODELIST": "machine-[1-2]",
     }
     storage = ("--storage.path", str(tmp_path / "runs"), "--summary", str(tmp_path / "summary.json"))
