@@ -3,7 +3,7 @@ PYTHON ?= $(firstword $(foreach name,python3.11 python3.12 python3.13 python3,$(
 BIN := .venv/bin
 PORT ?= 5000
 
-.PHONY: train test check ui image stack stack-down setup lock clean
+.PHONY: train test check ui cluster cluster-down image stack stack-down setup lock clean
 
 train: setup ## Train the quickstart recipe on this machine
 	@$(BIN)/python jobs/train.py --recipe quickstart
@@ -32,6 +32,12 @@ stack: setup ## Start PostgreSQL, an S3 server, MLflow and a Ray cluster on this
 
 stack-down: setup ## Stop them; their data stay
 	@$(BIN)/python infra/stack/stack.py down --folder $(STACK)
+
+cluster: setup ## Start a Ray cluster of three nodes on this machine, and print the line that makes the jobs join it
+	@$(BIN)/python cluster/local/cluster.py up
+
+cluster-down: setup ## End it, and no other Ray
+	@$(BIN)/python cluster/local/cluster.py down
 
 setup: .venv/.installed
 

@@ -11,7 +11,9 @@ from typing import Any
 
 import ray
 import ray._private.state
+import ray._private.worker
 import torch
+from ray._private.ray_constants import DEBUG_AUTOSCALING_STATUS
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from distsens.errors import InputError
@@ -46,7 +48,7 @@ def connected() -> Iterator[None]:
         try:
             ray.init(address=os.environ[_ADDRESS], **quiet)
         except (ConnectionError, RuntimeError, ValueError) as error:
-            reason = str(error).strip().splitlines()[0]
+            reason = " ".join(str(error).split())  # of another Ray or Python, it names both in lines of their own
             raise InputError(_ADDRESS, os.environ[_ADDRESS], f"no Ray cluster can be joined there: {reason}") from None
     else:
         ray.init(address="local", num_cpus=local_cpus(), include_dashboard=False, **quiet)
@@ -70,16 +72,34 @@ def check_cluster_to_join(workers: Workers) -> None:
 
 
 def check_capacity_of_cluster(workers: Workers) -> None:
-    """Refuse what the connected cluster can never give, however long one waits, nor its autoscaler add."""
+    """Refuse what the connected cluster can never give, however long one waits.
+
+    One whose autoscaler does not say how far it may grow, as Ray's own does not, may give anything.
+    """
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     try:
         check_capacity(workers, nodes, "the cluster")
     except InputError:
         # Totals over all kinds of nodes: for a cluster that grows, how they are shared out is not known before.
         grown = ray._private.state.state.get_max_resources_from_cluster_config()
-        if grown is None:
+        if grown is not None:
+            check_capacity(workers, [grown], "the cluster, grown as far as it may,")
+        elif not _grows():
             raise
-        check_capacity(workers, [grown], "the cluster, grown as far as it may,")
+
+
+def _grows() -> bool:
+    """Whether the connected cluster has an autoscaler that may add nodes.
+
+    Such a one has a type for every node, of its configuration. A cluster made by hand has none, or one that only
+    watches and gives each node a type of its own.
+    """
+    gcs = ray._private.worker.global_worker.gcs_client
+    if any(node.instance_id for node in gcs.get_all_node_info().values()):  # autoscaler v2
+        return True
+    status = json.loads(gcs.internal_kv_get(DEBUG_AUTOSCALING_STATUS.encode(), None) or b"{}")  # autoscaler v1
+    types = (status.get("autoscaler_report") or {}).get("node_type_mapping") or {}
+    return any(not kind.startswith("node_") for kind in types.values())
 
 
 def places_of_cluster(workers: Workers) -> int:

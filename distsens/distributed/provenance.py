@@ -20,7 +20,7 @@ _UNKNOWN = "unknown"
 
 def provenance_tags(workers: Workers, job: str) -> dict[str, str]:
     """Where a run of this job comes from: commit, versions, workers, Ray job."""
-    commit = _commit()
+    commit = code_commit()
     tags = {
         "mlflow.user": _user(),
         "mlflow.source.name": job,
@@ -55,7 +55,7 @@ def _user() -> str:
         return str(os.getuid())
 
 
-def _commit() -> str:
+def code_commit() -> str:
     """The commit of the code that runs, marked where the folder holds changes to it.
 
     Ray leaves ``.git`` out of what it uploads with a submitted job: there the variable says it.

@@ -10,13 +10,13 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pytest
 import ray
+from processes import end_processes_with, processes_with
 
 from distsens.command_line import run_job
 
@@ -166,31 +166,10 @@ def job(make_job: Callable[..., Job]) -> Job:
     return make_job()
 
 
-def processes_with(marker: str) -> dict[int, str]:
-    """Living processes of this machine whose environment names ``marker``: command lines by process id."""
-    found = {}
-    for folder in Path("/proc").iterdir():
-        if not folder.name.isdigit() or int(folder.name) == os.getpid():
-            continue
-        try:
-            state = (folder / "stat").read_text().rsplit(")", 1)[1].split()[0]
-            if state != "Z" and marker.encode() in (folder / "environ").read_bytes():
-                found[int(folder.name)] = (folder / "cmdline").read_text().replace("\0", " ")
-        except OSError:  # it ended while we looked
-            continue
-    return found
-
-
 @pytest.fixture(scope="session")
 def end_processes() -> Callable[[str], None]:
-    """End the processes whose environment names a marker: Ray's agents outlive their head by minutes."""
-
-    def end(marker: str) -> None:
-        for process in processes_with(marker):
-            with suppress(ProcessLookupError):
-                os.kill(process, signal.SIGKILL)
-
-    return end
+    """End the processes whose environment names a marker."""
+    return end_processes_with
 
 
 @pytest.fixture

@@ -6,7 +6,6 @@ import json
 import os
 import re
 import shutil
-import socket
 import subprocess
 import sys
 import tempfile
@@ -19,12 +18,13 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+from clone import copy_of_the_project
 from mlflow import MlflowClient
 from mlflow.entities import Run
+from processes import free_ports
 
 from distsens.distributed.gauges import LAST_CHECKPOINT, OF_EPOCHS
 
-ROOT = Path(__file__).resolve().parents[2]
 BIN = Path(sys.executable).parent
 
 pytestmark = pytest.mark.ray
@@ -93,16 +93,6 @@ def short(quick: list[str]) -> list[str]:
     return [*quick, "--training.epochs", "2"]
 
 
-def free_ports(count: int) -> list[int]:
-    sockets = [socket.socket() for _ in range(count)]
-    for one in sockets:
-        one.bind(("127.0.0.1", 0))
-    ports = [one.getsockname()[1] for one in sockets]
-    for one in sockets:
-        one.close()
-    return ports
-
-
 StartHead = Callable[..., AbstractContextManager[Head]]
 
 
@@ -157,22 +147,6 @@ def head(
         process.wait()
         end_processes(sockets)
         shutil.rmtree(sockets, ignore_errors=True)
-
-
-def copy_of_the_project(target: Path) -> None:
-    """The files that a clone of the project would have, as they are now."""
-    listed = subprocess.run(
-        ["git", "-C", str(ROOT), "ls-files", "--cached", "--others", "--exclude-standard", "-z"],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    if listed.returncode != 0:
-        pytest.skip("the project is not a git checkout")
-    for name in filter(None, listed.stdout.split("\0")):
-        if (ROOT / name).is_file():
-            (target / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy(ROOT / name, target / name)
 
 
 @pytest.fixture(scope="module")

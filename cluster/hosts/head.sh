@@ -1,0 +1,12 @@
+#!/usr/bin/env bash
+# The head of a Ray cluster, in the foreground until it is ended or one of its processes dies. Options of `ray start` may
+# follow, such as --num-cpus 0 --num-gpus 0 for a head that does no work.
+set -euo pipefail
+# shellcheck source-path=SCRIPTDIR
+. "$(dirname "$0")/node.sh"
+
+address=$(getent ahosts "$RAY_HEAD" | awk 'NR == 1 { print $1 }') || true
+[ -n "$address" ] || wrong "RAY_HEAD: nobody knows the address of $RAY_HEAD"
+# The dashboard takes jobs: it is for this machine alone, and for who comes through ssh.
+exec ray start --head "${node[@]}" --node-ip-address "$address" --port 6379 \
+    --dashboard-host 127.0.0.1 --dashboard-port 8265 "$@"

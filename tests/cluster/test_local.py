@@ -1,0 +1,250 @@
+"""The cluster of `make cluster`: three nodes on this machine, and jobs that join it or are submitted to it."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import ray
+from clone import commit_all, copy_of_the_project
+from mlflow import MlflowClient
+
+pytestmark = pytest.mark.ray
+
+TRAIN = """
+jobs/train.py --recipe quickstart --data.limit 128 --training.epochs 1 --attack.steps 1 --validation.steps 1
+--test.steps 1 --test.restarts 1 --stabilize.weight 0
+""".split()
+
+
+@dataclass
+class Cluster:
+    """The clone that started it, its commit, and the environment of whoever joins it."""
+
+    clone: Path
+    commit: str
+    line: str
+    environment: dict[str, str]
+
+    def run(
+        self, *arguments: str, program: str = sys.executable, **environment: str
+    ) -> subprocess.CompletedProcess[str]:
+        """Run to its end, in the clone, what a user would type after that line."""
+        return subprocess.run(
+            [program, *arguments],
+            cwd=self.clone,
+            env={**self.environment, **environment},
+            capture_output=True,
+            text=True,
+            timeout=240,
+            check=False,
+        )
+
+    def submit(self, *job: str, **options: Any) -> subprocess.CompletedProcess[str]:
+        """Submit it by the script."""
+        return self.run("cluster/submit.py", "--", "python", *job, **options)
+
+    def state(self, what: str, *options: str) -> list[dict[str, Any]]:
+        """What Ray's state API knows of its nodes, actors, ..."""
+        done = self.run("list", what, "--format", "json", *options, program=ray_program())
+        assert done.returncode == 0, done.stderr
+        found: list[dict[str, Any]] = json.loads(done.stdout)
+        return found
+
+    def processes(self) -> set[int]:
+        """Ids of the living processes that say they belong to it."""
+        found = set()
+        for process in psutil.process_iter():
+            try:
+                if process.environ().get("DISTSENS_CLUSTER") == str(self.clone / ".cluster"):
+                    found.add(process.pid)
+            except psutil.Error:
+                continue
+        return found
+
+
+def ray_program() -> str:
+    return str(Path(sys.executable).with_name("ray"))
+
+
+@pytest.fixture(scope="module")
+def cluster(ray_environment: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    folder = tmp_path_factory.mktemp("local")
+    clone, home = folder / "clone", folder / "home"
+    home.mkdir()
+    copy_of_the_project(clone)
+    commit = commit_all(clone)
+    environment = {**ray_environment, "HOME": str(home), "PYTHONPATH": str(clone), "DISTSENS_COMMIT": "nobody's"}
+    del environment["RAY_TMPDIR"]
+    one = Cluster(clone, commit, "", environment)
+    try:
+        started = one.run("cluster/local/cluster.py", "up")
+        assert started.returncode == 0, started.stdout + started.stderr
+        one.line = started.stdout
+        one.environment |= dict(word.split("=", 1) for word in shlex.split(one.line)[1:])
+        yield one
+    finally:
+        one.run("cluster/local/cluster.py", "down")
+
+
+def test_it_is_a_head_without_work_and_two_workers_on_loopback(cluster: Cluster) -> None:
+    nodes = cluster.state("nodes", "--detail")
+    assert len({node["node_id"] for node in nodes}) == 3
+    assert {node["node_ip"].split(".")[0] for node in nodes} == {"127"}
+    cpus = {node["is_head_node"]: node["resources_total"].get("CPU", 0) for node in nodes}
+    assert cpus[True] == 0
+    assert cpus[False] >= 1
+
+
+def test_its_token_is_for_its_user_alone_and_whoever_has_none_is_refused(cluster: Cluster) -> None:
+    token = Path(cluster.environment["RAY_AUTH_TOKEN_PATH"])
+    assert token.stat().st_mode & 0o077 == 0
+    assert token.read_text() not in cluster.line
+    refused = cluster.submit("jobs/train.py", RAY_AUTH_MODE="disabled")
+    assert refused.returncode == 2
+    assert "the cluster asks for a token" in refused.stderr
+    wrong = token.with_name("wrong")
+    wrong.write_text("a-token-of-another-cluster-0123456789")
+    refused = cluster.submit("jobs/train.py", RAY_AUTH_TOKEN_PATH=str(wrong))
+    assert refused.returncode == 2
+    assert "the cluster has another token" in refused.stderr
+
+
+def test_starting_it_again_starts_nothing_and_says_the_same(cluster: Cluster) -> None:
+    before = {node["node_id"] for node in cluster.state("nodes")}
+    again = cluster.run("cluster/local/cluster.py", "up")
+    assert (again.returncode, again.stdout) == (0, cluster.line)
+    assert {node["node_id"] for node in cluster.state("nodes")} == before
+
+
+def test_a_training_that_joins_it_has_a_worker_on_each_node(cluster: Cluster) -> None:
+    cpus = max(int(node["resources_total"].get("CPU", 0)) for node in cluster.state("nodes", "--detail"))
+    trained = cluster.run(*TRAIN, "--workers.num", "2", "--workers.cpus", str(cpus))
+    assert trained.returncode == 0, trained.stdout + trained.stderr
+    workers = [actor["node_id"] for actor in cluster.state("actors") if actor["class_name"] == "RayTrainWorker"]
+    heads = [node["node_id"] for node in cluster.state("nodes") if node["is_head_node"]]
+    assert len(set(workers)) == len(workers) == 2
+    assert not set(workers) & set(heads)
+
+
+def test_all_jobs_are_submitted_and_the_training_tells_its_commit(cluster: Cluster) -> None:
+    trained = cluster.submit(*TRAIN)
+    assert trained.returncode == 0, trained.stdout + trained.stderr
+    storage = Path(cluster.environment["HOME"]) / "distsens" / "runs"
+    client = MlflowClient(f"sqlite:///{storage / 'mlflow.db'}")
+    (run,) = client.search_runs([experiment.experiment_id for experiment in client.search_experiments()])
+    assert (run.info.status, run.data.tags["distsens.commit"]) == ("FINISHED", cluster.commit)
+    address = str(storage / str(run.info.run_name))
+    others = [
+        ("jobs/tune.py", "--recipe", "tune-quickstart"),
+        ("jobs/evaluate.py", "--model", address),
+        ("jobs/analyze.py", "--model", address),
+    ]
+    for job in others:
+        checked = cluster.submit(*job, "--dry-run")
+        assert checked.returncode == 0, checked.stdout + checked.stderr
+        assert "everything that can be checked is in order" in checked.stdout
+
+
+def test_the_exit_code_is_the_jobs(cluster: Cluster) -> None:
+    wrong = cluster.submit("jobs/train.py", "--recipe", "quickstart", "--workers.num", "50", "--dry-run")
+    assert wrong.returncode == 2, wrong.stdout + wrong.stderr
+    assert "error: workers.num: got 50; the cluster has room for" in wrong.stdout
+
+
+def test_a_job_with_another_ray_than_the_clusters_says_which_they_are(cluster: Cluster) -> None:
+    program = "import ray; ray.__version__ = '2.9.3'"
+    program += "; import runpy, sys; del sys.argv[0]; runpy.run_path(sys.argv[0], run_name='__main__')"
+    refused = cluster.run("-c", program, *TRAIN)
+    assert refused.returncode == 2, refused.stdout + refused.stderr
+    said = rf"error: RAY_ADDRESS: .*: Version mismatch: .* Ray: {re.escape(ray.__version__)} .* Ray: 2\.9\.3 .*\n"
+    assert re.fullmatch(said, refused.stderr)
+
+
+def test_a_laptop_whose_python_is_of_another_patch_version_submits(cluster: Cluster) -> None:
+    major, minor, patch = sys.version_info[:3]
+    show = "import sys; print(*sys.version_info[:3])"
+    for folder in os.get_exec_path():
+        other = Path(folder) / f"python{major}.{minor}"
+        if not other.exists():
+            continue
+        found = subprocess.run([str(other), "-c", show], capture_output=True, text=True, check=False).stdout.split()
+        if found and found[2] != str(patch):
+            break
+    else:
+        pytest.skip(f"there is no other patch version of Python {major}.{minor} on the PATH")
+    packages = next(path for path in sys.path if path.endswith("site-packages"))
+    both = os.pathsep.join([str(cluster.clone), packages])
+    done = cluster.submit("-c", "import sys; print(sys.version_info[:3])", program=str(other), PYTHONPATH=both)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert str((major, minor, patch)) in done.stdout
+
+
+def test_ctrl_c_leaves_the_job_running_and_says_how_to_see_and_stop_it(cluster: Cluster) -> None:
+    job = "import time; print('it runs', flush=True); time.sleep(600)"
+    command = [sys.executable, "cluster/submit.py", "--", "python", "-c", job]
+    with subprocess.Popen(
+        command,
+        cwd=cluster.clone,
+        env=cluster.environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    ) as process:
+        assert process.stdout is not None
+        lines = []
+        while not lines or "it runs" not in lines[-1]:
+            line = process.stdout.readline()
+            assert line, "the job ended:\n" + "".join(lines)
+            lines.append(line)
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=60)
+        assert process.returncode == 130, errors
+    assert re.fullmatch(r"the job goes on; follow it with: ray job logs --follow --address \S+ raysubmit_\w+\n", errors)
+    stop = next(line for line in lines if line.startswith("stop it with: ray "))
+    submission = stop.split()[-1]
+    assert "RUNNING" in cluster.run("job", "status", submission, program=ray_program()).stdout
+    stopped = cluster.run(*shlex.split(stop.removeprefix("stop it with: ray ")), program=ray_program())
+    assert stopped.returncode == 0, stopped.stderr
+    assert "was stopped" in cluster.run("job", "status", submission, program=ray_program()).stdout
+
+
+def test_ending_it_ends_its_processes_and_no_others(cluster: Cluster) -> None:
+    """The last one, as it ends what the others use."""
+    assert cluster.processes()
+    files = (cluster.clone / ".cluster" / "ray").resolve()
+    with subprocess.Popen(
+        ["sleep", "600"], env={**cluster.environment, "DISTSENS_CLUSTER": "/of/another/clone/.cluster"}
+    ) as other:
+        try:
+            ended = cluster.run("cluster/local/cluster.py", "down")
+            assert (ended.returncode, ended.stdout, ended.stderr) == (0, "", "")
+            assert other.poll() is None
+        finally:
+            other.kill()
+    assert not cluster.processes()
+    assert not [line for line in command_lines() if str(files) in line]
+    assert not files.exists()
+    assert not (cluster.clone / ".cluster").exists()
+    again = cluster.run("cluster/local/cluster.py", "down")
+    assert (again.returncode, again.stdout, again.stderr) == (0, "", "")
+
+
+def command_lines() -> Iterator[str]:
+    for process in psutil.process_iter():
+        try:
+            yield " ".join(process.cmdline())
+        except psutil.Error:
+            continue
