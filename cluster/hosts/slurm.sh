@@ -49,4 +49,4 @@ wait $job && code=0 || code=$?
 while kill -0 $job 2> /dev/null; do # a signal has ended the waiting, not the job
     wait $job && code=0 || code=$?
 done
-exit $code
+exit "$code"
