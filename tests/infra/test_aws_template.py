@@ -137,6 +137,7 @@ def test_nothing_goes_out_but_to_where_it_must() -> None:
     }
     assert out == {
         ("RayGroup", "tcp", 443, "0.0.0.0/0"),
+        ("RayGroup", "tcp", 80, "0.0.0.0/0"),
         ("RayGroup", "-1", None, "RayGroup"),
         ("RayGroup", "tcp", 5000, "TrackingGroup"),
         ("TrackingGroup", "tcp", 443, "0.0.0.0/0"),
