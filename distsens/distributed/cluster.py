@@ -102,11 +102,13 @@ def _grows() -> bool:
     return any(not kind.startswith("node_") for kind in types.values())
 
 
-def places_of_cluster(workers: Workers) -> int:
-    """How many of the workers the connected cluster holds, grown as far as its autoscaler may."""
-    grown = ray._private.state.state.get_max_resources_from_cluster_config()
+def places_of_cluster(workers: Workers) -> int | None:
+    """How many of the workers the connected cluster holds; None for one that grows and does not say how far."""
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    return max(places_for(workers, nodes), 0 if grown is None else places_for(workers, [grown]))
+    grown = ray._private.state.state.get_max_resources_from_cluster_config()
+    if grown is not None:
+        return max(places_for(workers, nodes), places_for(workers, [grown]))
+    return None if _grows() else places_for(workers, nodes)
 
 
 def check_capacity(workers: Workers, nodes: Sequence[dict[str, float]], where: str) -> None:

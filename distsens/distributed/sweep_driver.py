@@ -52,7 +52,7 @@ from distsens.storage import CheckpointError
 from distsens.tracking import TakenOverError, TrackedRun, is_store_error, reason, without_password
 
 _ALIAS = "champion"
-_SHARD = 50
+_SHARD = 20
 _SECONDS_BETWEEN_LOOKS = 0.5
 # Ray Tune writes down at least this often what a resumed sweep begins with.
 _SETTINGS = {
@@ -192,8 +192,9 @@ def _tags(plan: SweepPlan, sweep: str) -> dict[str, str]:
 
 def _open(recipe: Mapping[str, Any], checked: CheckedSweep, view: SweepView, resumed: StoredSweep | None) -> _Sweep:
     plan, base = checked.plan, checked.base
-    at_a_time = max(1, places_of_cluster(plan.base.workers) // plan.base.workers.num)
-    at_a_time = min(at_a_time, plan.total, plan.sweep.concurrent or at_a_time)
+    places = places_of_cluster(plan.base.workers)
+    fitting = plan.total if places is None else max(1, places // plan.base.workers.num)
+    at_a_time = min(fitting, plan.total, plan.sweep.concurrent or plan.total)
     if resumed is not None:
         tracked = TrackedRun.reopen(base.tracking_uri, resumed.mlflow_run_id)
         stored = replace(resumed, recipe=dict(recipe))
@@ -300,7 +301,8 @@ def _autoattack(sweep: _Sweep, trial: TrialState) -> float:
             "attacks": ["autoattack"],
             "shard": _SHARD,
             "seed": plan.base.seed,
-            "workers": plan.base.workers.model_dump(mode="json"),
+            # All that the cluster holds: no trial trains now.
+            "workers": plan.base.workers.model_dump(mode="json") | {"num": sweep.at_a_time * plan.base.workers.num},
             "storage": {"path": sweep.checked.storage.url},
             "tracking": {"uri": plan.base.tracking.uri, "experiment": plan.base.tracking.experiment},
         }
