@@ -265,17 +265,21 @@ def _tune_path(sweep: _Sweep) -> str:
 
 @contextmanager
 def _tune_hears(caught: Caught) -> Iterator[None]:
-    """Ray Tune ends in good order at SIGINT, by a handler of its own: SIGTERM is to do the same."""
+    """Ray Tune ends in good order at SIGINT, by a handler that it leaves behind: SIGTERM is to do the same."""
 
     def as_interrupt(number: int, frame: Any) -> None:  # noqa: ARG001
         caught.number = number
         os.kill(os.getpid(), signal.SIGINT)
 
-    before = signal.signal(signal.SIGTERM, as_interrupt)
+    before = {
+        signal.SIGINT: signal.getsignal(signal.SIGINT),
+        signal.SIGTERM: signal.signal(signal.SIGTERM, as_interrupt),
+    }
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _judge_finalists(sweep: _Sweep, trials: Sequence[TrialState]) -> None:
