@@ -20,7 +20,7 @@ from PIL import Image
 
 from distsens.storage import Checkpoints, open_place
 
-pytestmark = pytest.mark.ray
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
 
 ARCHIVE = "cifar10-jpeg/cifar10_jpeg_tree.tar.xz"
 PER_CLASS = 24

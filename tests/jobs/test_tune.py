@@ -13,7 +13,8 @@ import pytest
 import yaml
 from mlflow import MlflowClient
 
-pytestmark = pytest.mark.ray
+# A sweep is several trainings, one after another.
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(900)]
 
 # A trial whose learning rate is absurd is not finite within an epoch: it fails, and the sweep goes on.
 SEEDS: dict[str, Any] = {
