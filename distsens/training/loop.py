@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, Protocol
 
@@ -152,7 +152,6 @@ def train(
     plan: Plan,
     watchers: Watchers,
     until: int | None = None,
-    read: Callable[[Images, Sequence[Tensor]], Iterable[Tensor]] = read_ahead,
 ) -> str | None:
     """Train from where ``state`` stands to the end of the plan, or until the history says that going on is in vain.
 
@@ -167,7 +166,6 @@ def train(
         every worker.
     plan, watchers : see there.
     until : end after this epoch, with the plan's schedules where they then stand; None for the plan's last.
-    read : ``images[batch]`` of each batch in turn.
 
     Returns
     -------
@@ -189,7 +187,7 @@ def train(
             step = step.trained_with(plan.alarm.probe)
         # Layers such as dropout draw from the global generator: the same in a resumed run, different on each worker.
         torch.manual_seed(hash((plan.seed, epoch, world()[0])) % 2**63)
-        sums = _train_epoch(epoch, state, step, images, labels, plan, watchers.on_step, read)
+        sums = _train_epoch(epoch, state, step, images, labels, plan, watchers.on_step)
         totals = sum_over_workers(sums, device)
         for module in (state.model, state.classifier):
             broadcast_buffers(module)
@@ -242,7 +240,6 @@ def _train_epoch(
     labels: Tensor,
     plan: Plan,
     on_step: Callable[[Progress], None],
-    read: Callable[[Images, Sequence[Tensor]], Iterable[Tensor]],
 ) -> dict[str, Tensor | float]:
     """Every step of one epoch; sums of this worker's results."""
     rank, workers = world()
@@ -253,7 +250,7 @@ def _train_epoch(
     total = steps * plan.epochs
     sums: dict[str, Tensor | float] = {}
     step.begin_epoch()
-    for index, (samples, pixels) in enumerate(zip(shares, read(images, shares), strict=True)):
+    for index, (samples, pixels) in enumerate(zip(shares, read_ahead(images, shares), strict=True)):
         done = (epoch - 1) * steps + index
         for group in state.optimizer.param_groups:
             group["lr"] = plan.learning_rate.at(done)
