@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -24,8 +23,7 @@ _PIXEL_TOLERANCE = 1e-4
 class GradientAttack:
     """What trains, what selects and what judges are three of these: ``x' <- project(x' + step)``, ``steps`` times.
 
-    The last iterate counts. With restarts an image is done when an attempt succeeds; of attempts that fail the one with
-    the better loss counts.
+    The last iterate counts. With restarts an attempt that succeeds wins, and among equals the one with the better loss.
 
     Parameters
     ----------
@@ -105,26 +103,25 @@ class GradientAttack:
             if len(keys) != len(images):
                 raise InputError("keys", tuple(keys.shape), f"one key for each of the {len(images)} images")
 
+            def goal(outputs: Tensor) -> Tensor:
+                return sign * chosen(outputs, targets)
+
             labels = targets if targets.ndim == 1 else targets.argmax(1)
-            best = images.clone()
-            best_score = torch.full((len(images),), -torch.inf, dtype=torch.float64, device=images.device)
-            open_rows = torch.arange(len(images), device=images.device)
+            best, best_score = images, None
             for restart in range(self.restarts):
-                at, aims = images[open_rows], targets[open_rows]
-                start = self.threat.start(at, sample_keys(keys[open_rows], "start", restart), self.random_start)
-                points = self._climb(logits, partial(_goal, chosen, aims, sign), start, at)
+                start = self.threat.start(images, sample_keys(keys, "start", restart), self.random_start)
+                points = self._climb(logits, goal, start, images)
                 if self.restarts == 1:
                     return points
                 with torch.no_grad():
                     outputs = logits(points)
-                    succeeded = (outputs.argmax(1) == labels[open_rows]) == targeted
-                    score = _score(_goal(chosen, aims, sign, outputs), succeeded)
-                better = score > best_score[open_rows]
-                best[open_rows[better]], best_score[open_rows[better]] = points[better], score[better]
-                if self.precision is None:  # in a lower one it may only seem so
-                    open_rows = open_rows[~succeeded]
-                if len(open_rows) == 0:
-                    break
+                    score = _score(goal(outputs), (outputs.argmax(1) == labels) == targeted)
+                if best_score is None:
+                    best, best_score = points, score
+                else:
+                    better = score > best_score
+                    best = torch.where(better.reshape(-1, *(1,) * (images.ndim - 1)), points, best)
+                    best_score = torch.where(better, score, best_score)
             return best
 
     def _climb(self, logits: Logits, goal: Callable[[Tensor], Tensor], points: Tensor, images: Tensor) -> Tensor:
@@ -145,16 +142,12 @@ class GradientAttack:
 
     @property
     def gradient_evaluations(self) -> int:
-        """Gradients computed per image, at most: restarts leave out images that are done."""
+        """Gradients computed per image."""
         return self.steps * self.restarts
 
     def scaled(self, factor: float) -> GradientAttack:
         """The same attack in a ball, and with steps, ``factor`` times as large (for an eps warm-up)."""
         return replace(self, threat=self.threat.scaled(factor), step_size=self.step_size * factor)
-
-
-def _goal(loss: AttackLoss, targets: Tensor, sign: float, outputs: Tensor) -> Tensor:
-    return sign * loss(outputs, targets)
 
 
 def check_pixels(images: Tensor) -> None:

@@ -194,8 +194,8 @@ def pgd(
     """Projected gradient descent: ``x' <- project(x' + step_size * steepest ascent of loss)``, ``steps`` times.
 
     Madry et al., "Towards Deep Learning Models Resistant to Adversarial Attacks", ICLR 2018; in L1 it is SLIDE (see
-    :meth:`Threat.ascend`). The last iterate counts. With restarts an image is done when an attempt succeeds; of those
-    that fail the one with the better loss counts.
+    :meth:`Threat.ascend`). The last iterate counts. With restarts the attempt that succeeds wins, and among equals the
+    one with the better loss.
 
     Parameters
     ----------

@@ -191,7 +191,7 @@ def test_the_same_keys_give_the_same_examples_and_other_keys_others(
 
 @pytest.mark.parametrize("threat", _STRONG)
 @pytest.mark.parametrize("loss", [cross_entropy, margin])
-def test_restarts_keep_the_first_misclassified_attempt_or_else_the_one_with_the_largest_loss(
+def test_restarts_keep_the_misclassified_attempt_and_then_the_one_with_the_largest_loss(
     threat: Threat, loss: AttackLoss, trained: nn.Module, digits: tuple[Tensor, Tensor]
 ) -> None:
     images, labels = digits[0][:300], digits[1][:300]
@@ -213,8 +213,7 @@ def test_restarts_keep_the_first_misclassified_attempt_or_else_the_one_with_the_
         found = trained(
             replace(attack, random_start="uniform", restarts=3)(trained, images, labels, loss=loss, keys=keys)
         )
-    first = wrong.int().argmax(0, keepdim=True)
-    best = torch.where(wrong.any(0), values.gather(0, first)[0], values.amax(0))
+    best = torch.where(wrong == wrong.any(0), values, -math.inf).amax(0)
     assert torch.equal(found.argmax(1) != labels, wrong.any(0))
     torch.testing.assert_close(loss(found, labels), best, rtol=1e-4, atol=1e-4)
 
@@ -318,24 +317,12 @@ def test_targets_may_be_made_in_inference_mode(smooth: nn.Module, images: Tensor
     )
 
 
-def test_an_attack_counts_its_gradient_evaluations_and_restarts_only_on_images_that_withstood(
-    smooth: nn.Module, images: Tensor, labels: Tensor
-) -> None:
-    attacked: list[int] = []
-
-    def count(_: nn.Module, inputs: tuple[Tensor], __: Tensor) -> None:
-        if torch.is_grad_enabled():
-            attacked.append(len(inputs[0]))
-
-    smooth.register_forward_hook(count)
+def test_an_attack_counts_its_gradient_evaluations(smooth: nn.Module, images: Tensor, labels: Tensor) -> None:
+    with_gradient: list[bool] = []
+    smooth.register_forward_hook(lambda *_: with_gradient.append(torch.is_grad_enabled()))
     attack = GradientAttack(Threat("linf", 0.1), steps=3, step_size=0.05, restarts=2)
-    with torch.no_grad():
-        withstand = int((smooth(replace(attack, restarts=1)(smooth, images, labels)).argmax(1) == labels).sum())
-    assert attacked == [len(images)] * 3
-    attacked.clear()
     attack(smooth, images, labels)
-    assert attacked == [len(images)] * 3 + [withstand] * (3 if withstand else 0)
-    assert attack.gradient_evaluations == 6
+    assert sum(with_gradient) == attack.gradient_evaluations == 6
 
 
 def test_an_attack_with_its_settings_is_the_function_and_travels_between_processes(
