@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import re
-import subprocess
 from pathlib import Path
 
 import pytest
+from clone import ROOT, project_files
 
-ROOT = Path(__file__).resolve().parents[2]
 NAMED = re.compile(
     r"""(?ix) (?:^|[\s,{(\["'-]|_) (?:password|passwd|secret|token|secret_access_key|secret_key|api_key)
         ["']? \s* (?:=|:\s) \s* ["']? (?P<value>[^\s"',;)\]}]{8,})"""
@@ -35,16 +34,7 @@ def secrets_in(text: str) -> list[str]:
 
 def shipped() -> list[Path]:
     """The project's files but its tests, whose secrets open nothing, and the lock file with its many hashes."""
-    listed = subprocess.run(
-        ["git", "-C", str(ROOT), "ls-files", "--cached", "--others", "--exclude-standard", "-z"],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    if listed.returncode != 0:
-        pytest.skip("the project is not a git checkout")
-    names = [name for name in listed.stdout.split("\0") if name and not name.startswith("tests/")]
-    return [ROOT / name for name in names if name != "requirements.lock" and (ROOT / name).is_file()]
+    return [ROOT / name for name in project_files() if name.parts[0] != "tests" and name.name != "requirements.lock"]
 
 
 def test_no_file_holds_a_secret() -> None:

@@ -11,8 +11,8 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def copy_of_the_project(target: Path) -> None:
-    """The files that a clone of the project would have, as they are now."""
+def project_files() -> list[Path]:
+    """The files that a clone of the project would have, as they are now, by their paths within it."""
     listed = subprocess.run(
         ["git", "-C", str(ROOT), "ls-files", "--cached", "--others", "--exclude-standard", "-z"],
         capture_output=True,
@@ -21,10 +21,14 @@ def copy_of_the_project(target: Path) -> None:
     )
     if listed.returncode != 0:
         pytest.skip("the project is not a git checkout")
-    for name in filter(None, listed.stdout.split("\0")):
-        if (ROOT / name).is_file():
-            (target / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy(ROOT / name, target / name)
+    return [Path(name) for name in listed.stdout.split("\0") if name and (ROOT / name).is_file()]
+
+
+def copy_of_the_project(target: Path) -> None:
+    """Copy those files."""
+    for name in project_files():
+        (target / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / name, target / name)
 
 
 def commit_all(clone: Path) -> str:
