@@ -4,25 +4,19 @@ from __future__ import annotations
 
 import os
 import signal
-import tempfile
 import time
 import traceback
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, closing, contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any, Literal
 
-import pandas as pd
 import ray
 from ray import tune
 
 from distsens.distributed.board import Board, Shelf
+from distsens.distributed.champion import ChampionError, Searched, judge_finalists, train_champion, winner_of
 from distsens.distributed.cluster import check_capacity_of_cluster, connected, places_of_cluster, start_here
-from distsens.distributed.driver import train_on_cluster
-from distsens.distributed.examination_preflight import check_examination, pool
-from distsens.distributed.examiners import Assignment, Examiners, share_split
-from distsens.distributed.preflight import Checked, check
 from distsens.distributed.provenance import provenance_tags
 from distsens.distributed.runs import new_name
 from distsens.distributed.signals import Caught, ignore_signals, signals_interrupt
@@ -33,27 +27,18 @@ from distsens.distributed.training import ray_notes
 from distsens.distributed.trial import TrialKit, train_trial
 from distsens.distributed.tuning import param_space, resources, scheduler, searcher
 from distsens.errors import InputError
-from distsens.evaluation import Ledger
-from distsens.examination import Examination
-from distsens.report import View
 from distsens.report.sweep import (
     Outcome,
     SweepSummary,
     SweepView,
-    TrialState,
-    at_the_end,
     count,
-    sweep_page,
-    sweep_plates,
-    sweep_sentences,
+    sweep_files,
+    sweep_metrics,
 )
 from distsens.search import SweepPlan
 from distsens.storage import CheckpointError
 from distsens.tracking import TakenOverError, TrackedRun, is_store_error, reason, without_password
 
-_ALIAS = "champion"
-_SHARD = 20
-_SECONDS_BETWEEN_LOOKS = 0.5
 # Ray Tune writes down at least this often what a resumed sweep begins with.
 _SETTINGS = {
     "TUNE_GLOBAL_CHECKPOINT_S": "2",
@@ -73,19 +58,6 @@ class _Tracking:
     uri: str
     artifact_root: str | None
     tags: Mapping[str, str]
-
-
-@dataclass
-class _Sweep:
-    """A sweep that goes on."""
-
-    plan: SweepPlan
-    checked: Checked
-    stored: StoredSweep
-    tracked: TrackedRun
-    view: SweepView
-    at_a_time: int
-    champion: dict[str, Any] | None = None
 
 
 def run_sweep(
@@ -130,18 +102,18 @@ def run_sweep(
                 whole = _search(sweep, kit, recorder, resumed is not None, caught)
                 if not whole:
                     raise KeyboardInterrupt
-                _judge_finalists(sweep, recorder.in_order)
-                winner = _winner(recorder.in_order)
+                judge_finalists(sweep, recorder.in_order)
+                winner = winner_of(plan.sweep, recorder.in_order)
                 if winner is None:
                     message = "no trial has finished, so there is no champion"
                 else:
                     with open_training_view(plan.champion(winner.values).training.epochs) as training_view:
-                        _train_champion(sweep, winner, training_view, notes, caught)
+                        sweep.champion = train_champion(sweep, winner, training_view, notes, caught)
                     status, code = "finished", 0
         except KeyboardInterrupt:
             ignore_signals()
             status, message, code = "interrupted", f"interrupted by {caught.name}", caught.exit_code
-        except (OSError, InputError, CheckpointError, TakenOverError, TooManyFailedError, _ChampionError) as error:
+        except (OSError, InputError, CheckpointError, TakenOverError, TooManyFailedError, ChampionError) as error:
             message = str(error)
         except ray.exceptions.RayError as error:
             message = f"Ray: {str(error).strip().partition(chr(10))[0]}"
@@ -182,15 +154,11 @@ def run_sweep(
     return summary, outcome, code
 
 
-class _ChampionError(RuntimeError):
-    """The champion's own training did not come to a good end."""
-
-
 def _tags(plan: SweepPlan, sweep: str) -> dict[str, str]:
     return {**provenance_tags(plan.base.workers, "jobs/tune.py"), "distsens.sweep_name": sweep}
 
 
-def _open(recipe: Mapping[str, Any], checked: CheckedSweep, view: SweepView, resumed: StoredSweep | None) -> _Sweep:
+def _open(recipe: Mapping[str, Any], checked: CheckedSweep, view: SweepView, resumed: StoredSweep | None) -> Searched:
     plan, base = checked.plan, checked.base
     places = places_of_cluster(plan.base.workers)
     fitting = plan.total if places is None else max(1, places // plan.base.workers.num)
@@ -204,19 +172,16 @@ def _open(recipe: Mapping[str, Any], checked: CheckedSweep, view: SweepView, res
             base.tracking_uri,
             experiment=plan.base.tracking.experiment,
             name=name,
-            params={
-                **{f"search.{field}": str(one) for field, one in plan.space.items()},
-                **{f"sweep.{field}": value for field, value in plan.sweep.flat().items()},
-            },
+            params=plan.flat(),
             tags={**_tags(plan, name), "distsens.run": name},
             artifact_root=base.artifact_root,
         )
         stored = StoredSweep(name, base.storage.child(name), dict(recipe), tracked.run_id)
     stored.save()
-    return _Sweep(plan, base, stored, tracked, view, at_a_time)
+    return Searched(plan, base, stored, tracked, view, at_a_time)
 
 
-def _search(sweep: _Sweep, kit: TrialKit, recorder: SweepRecorder, resumed: bool, caught: Caught) -> bool:
+def _search(sweep: Searched, kit: TrialKit, recorder: SweepRecorder, resumed: bool, caught: Caught) -> bool:
     """Let Ray Tune run the trials; whether it came to the end."""
     trainable = tune.with_resources(tune.with_parameters(train_trial, kit=kit), resources(sweep.plan.base.workers))
     folder = f"{_tune_path(sweep)}/{TUNE_FOLDER}"
@@ -236,7 +201,7 @@ def _search(sweep: _Sweep, kit: TrialKit, recorder: SweepRecorder, resumed: bool
     return len(trials) == sweep.plan.total and all(one.status != "running" for one in trials)
 
 
-def _tuner(sweep: _Sweep, trainable: Any) -> tune.Tuner:
+def _tuner(sweep: Searched, trainable: Any) -> tune.Tuner:
     plan = sweep.plan
     pbt = plan.sweep.scheduler == "pbt"
     return tune.Tuner(
@@ -259,7 +224,7 @@ def _tuner(sweep: _Sweep, trainable: Any) -> tune.Tuner:
     )
 
 
-def _tune_path(sweep: _Sweep) -> str:
+def _tune_path(sweep: Searched) -> str:
     return sweep.stored.place.url.removeprefix("file://").rstrip("/")
 
 
@@ -282,116 +247,8 @@ def _tune_hears(caught: Caught) -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def _judge_finalists(sweep: _Sweep, trials: Sequence[TrialState]) -> None:
-    """AutoAttack on the same first validation images for each of the best; what it leaves decides among them."""
-    settings = sweep.plan.sweep
-    finalists = at_the_end(trials)[: settings.finalists]
-    if settings.judged_images == 0 or len(finalists) < 2:
-        return
-    for one in finalists:
-        if one.autoattack is None:
-            sweep.view.say(f"trial {one.number}: judged by AutoAttack on {settings.judged_images} validation images")
-            one.autoattack = _autoattack(sweep, one)
-            sweep.stored.keep(one)
-
-
-def _autoattack(sweep: _Sweep, trial: TrialState) -> float:
-    """Robust accuracy of a trial's best epoch under AutoAttack."""
-    plan, address = sweep.plan, _trained_at(sweep, trial)
-    examination = Examination.parse(
-        {
-            "model": {"address": address},
-            "data": {"split": "validation", "limit": plan.sweep.judged_images},
-            "attacks": ["autoattack"],
-            "shard": _SHARD,
-            "seed": plan.base.seed,
-            # All that the cluster holds: no trial trains now.
-            "workers": plan.base.workers.model_dump(mode="json") | {"num": sweep.at_a_time * plan.base.workers.num},
-            "storage": {"path": sweep.checked.storage.url},
-            "tracking": {"uri": plan.base.tracking.uri, "experiment": plan.base.tracking.experiment},
-        }
-    )
-    checked = check_examination(examination)
-    assignment = Assignment(
-        f"{sweep.stored.name}-{trial.number}",
-        checked.examination,
-        checked.subject,
-        None,
-        checked.dataset.shape,
-        len(checked.dataset.classes),
-        *share_split(checked.split),
-        *share_split(pool(checked.dataset)),
-    )
-    numbers = list(checked.numbers)
-    shards = {start: numbers[start : start + _SHARD] for start in range(0, len(numbers), _SHARD)}
-    with closing(Examiners(assignment)) as examiners:
-        done = [found[1] for found in examiners.examine(shards, _SECONDS_BETWEEN_LOOKS) if found is not None]
-    return Ledger.join(done).robust.value
-
-
-def _trained_at(sweep: _Sweep, trial: TrialState) -> str:
-    """Address of the trial's last training."""
-    place = sweep.stored.place.child(f"trials/{trial.trial}")
-    if sweep.plan.sweep.scheduler != "pbt":
-        return place.child(f"rung-{trial.rung}").url
-    return place.child(sweep.plan.experiment(trial.values).digest()[:12]).url
-
-
-def _winner(trials: Sequence[TrialState]) -> TrialState | None:
-    """The best of the finalists under AutoAttack, else by score."""
-    finished = at_the_end(trials)
-    judged = [one for one in finished if one.autoattack is not None]
-    return max(judged, key=lambda one: one.autoattack or 0.0) if judged else next(iter(finished), None)
-
-
-def _train_champion(sweep: _Sweep, winner: TrialState, view: View, notes: str, caught: Caught) -> None:
-    """Train the winner anew, test it once, register it."""
-    plan, stored = sweep.plan, sweep.stored
-    experiment = plan.champion(winner.values)
-    checked = check(experiment)
-    name = f"{stored.name}-champion-{int(time.time()):x}"
-    sweep.view.say(f"trial {winner.number} is trained anew")
-    tags = {
-        "mlflow.parentRunId": sweep.tracked.run_id,
-        "mlflow.source.name": "jobs/tune.py",
-        "distsens.sweep_name": stored.name,
-        "distsens.trial": winner.trial,
-    }
-    summary, _ = train_on_cluster(experiment, checked, view, notes, caught, name=name, tags=tags)
-    if summary.status == "interrupted":
-        raise KeyboardInterrupt
-    if summary.status != "finished":
-        raise _ChampionError(f"the champion's training failed: {summary.message}")
-    registered, version = None, None
-    if summary.mlflow_model is not None:
-        model = plan.sweep.registered_name or plan.base.name
-        lineage = {
-            "sweep": stored.name,
-            "sweep_run_id": sweep.tracked.run_id,
-            "trial": winner.trial,
-            "trial_run_id": winner.mlflow_run_id or "",
-            "run": summary.run,
-            "experiment_sha256": experiment.digest(),
-            "dataset_sha256": checked.dataset.train.digest(),
-        }
-        version = sweep.tracked.register(summary.mlflow_model, model, _ALIAS, lineage, run_id=summary.mlflow_run_id)
-        registered = f"models:/{model}@{_ALIAS}"
-    sweep.champion = {
-        "trial": winner.trial,
-        "number": winner.number,
-        "values": winner.values,
-        "run": summary.run,
-        "published": summary.published,
-        "mlflow_run_id": summary.mlflow_run_id,
-        "registered": registered,
-        "version": version,
-        "test": summary.test,
-        "validation": summary.validation,
-    }
-
-
 def _close(
-    sweep: _Sweep,
+    sweep: Searched,
     recorder: SweepRecorder,
     status: str,
     message: str | None,
@@ -403,79 +260,14 @@ def _close(
         recorder.interrupt()
         outcome = count(recorder.in_order, sweep.plan.space)
         if outcome.best:
-            _report(sweep, recorder.in_order, outcome)
+            trials, name = recorder.in_order, sweep.stored.name
+            for path, data in sweep_files(name, sweep.plan, trials, outcome, sweep.champion).items():
+                sweep.stored.place.put(f"report/{path}", data)
+                sweep.tracked.log_bytes(path, data)
+            sweep.tracked.log_result(sweep_metrics(trials, outcome, sweep.champion))
         sweep.tracked.finish(ends.get(status, "FAILED"), message)
     except Exception as error:
         if not is_store_error(error):
             raise
         view.say(f"the MLflow run cannot be ended now ({reason(error)}); its guardian goes on trying for some minutes")
     return count(recorder.in_order, sweep.plan.space)
-
-
-def _report(sweep: _Sweep, trials: Sequence[TrialState], outcome: Outcome) -> None:
-    """Figures, tables and the page, to MLflow and to the sweep's folder; the counts as metrics."""
-    plan, champion = sweep.plan, sweep.champion
-    plates = sweep_plates(trials, outcome, plan.space, plan.rungs, None if champion is None else champion["trial"])
-    settings = {
-        **{f"search.{field}": str(one) for field, one in plan.space.items()},
-        **{f"sweep.{field}": value for field, value in plan.sweep.flat().items()},
-        **{
-            field: value for field, value in plan.base.flat().items() if not field.startswith(("storage.", "tracking."))
-        },
-    }
-    about = f"{plan.base.name}: {', '.join(plan.space)}; {len(trials)} trials by {plan.sweep.searcher}" + (
-        f" and {plan.sweep.scheduler}" if plan.sweep.scheduler != "none" else ""
-    )
-    page = sweep_page(sweep.stored.name, about, trials, outcome, plates, champion, settings)
-    files = {"report.html": page.encode(), "trials.parquet": _table(trials, outcome), "front.csv": _front(outcome)}
-    for plate in plates:
-        files |= {f"figures/{plate.name}.png": plate.png, f"figures/{plate.name}.svg": plate.svg}
-    for path, data in files.items():
-        sweep.stored.place.put(f"report/{path}", data)
-        sweep.tracked.log_bytes(path, data)
-    numbers = {"hypervolume": outcome.hypervolume, "trials": float(len(trials)), "evaluations": outcome.evaluations}
-    numbers |= {} if outcome.saved is None else {"evaluations_saved": outcome.saved}
-    numbers |= {f"importance/{field}": share for field, share in outcome.importance.items()}
-    if outcome.best and (point := outcome.best[0].point) is not None:
-        numbers |= {"best/clean_accuracy": point.clean, "best/robust_accuracy": point.robust}
-    if champion is not None:
-        numbers |= {f"champion/test/{name}": value for name, value in champion["test"].items()}
-    sweep.tracked.log_result(numbers)
-    sweep.tracked.log_text("findings.txt", "\n".join(sweep_sentences(trials, outcome, champion)) + "\n")
-
-
-def _rows(trials: Sequence[TrialState]) -> pd.DataFrame:
-    return pd.DataFrame(
-        [
-            {
-                "trial": one.trial,
-                "number": one.number,
-                **{field: list(v) if isinstance(v, tuple) else v for field, v in one.values.items()},
-                "rung": one.rungs_done,
-                "clean_accuracy": None if one.point is None else one.point.clean,
-                "robust_accuracy": None if one.point is None else one.point.robust,
-                "autoattack": one.autoattack,
-                "seconds": one.seconds,
-                "evaluations": one.evaluations,
-                "status": one.status,
-                "failure": one.failure,
-                "mlflow_run_id": one.mlflow_run_id,
-            }
-            for one in trials
-        ]
-    )
-
-
-def _table(trials: Sequence[TrialState], outcome: Outcome) -> bytes:
-    """All trials as a Parquet file, with whether each is on the front."""
-    rows = _rows(trials)
-    rows["front"] = rows["trial"].isin([one.trial for one in outcome.front])
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "trials.parquet"
-        rows.to_parquet(path, index=False)
-        return path.read_bytes()
-
-
-def _front(outcome: Outcome) -> bytes:
-    """The front as CSV, by rising clean accuracy."""
-    return _rows(outcome.front).to_csv(index=False).encode() if outcome.front else b"trial\n"

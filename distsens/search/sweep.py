@@ -105,6 +105,13 @@ class SweepPlan:
         """The experiment that trains a winner with these values."""
         return Experiment.parse(merge(merge(self.fields, nested(self.sweep.champion)), nested(values)))
 
+    def flat(self) -> dict[str, Any]:
+        """What is searched and how, as MLflow's parameters."""
+        return {
+            **{f"search.{field}": str(one) for field, one in self.space.items()},
+            **{f"sweep.{field}": value for field, value in self.sweep.flat().items()},
+        }
+
     def budget(self, rung: int) -> int:
         """What ASHA counts: one for the first rung, ``reduction`` times as much for each that follows."""
         return int(self.sweep.reduction ** (rung - 1))

@@ -1,5 +1,6 @@
 """The report of a sweep: its trials live and at the end, figures, one page, and the summary for scripts."""
 
+from distsens.report.sweep.build import sweep_files, sweep_metrics
 from distsens.report.sweep.figures import sweep_plates
 from distsens.report.sweep.outcome import Outcome, count
 from distsens.report.sweep.page import sweep_page, sweep_sentences
@@ -17,6 +18,8 @@ __all__ = [
     "count",
     "ranked",
     "show_sweep",
+    "sweep_files",
+    "sweep_metrics",
     "sweep_page",
     "sweep_plates",
     "sweep_sentences",

@@ -1,0 +1,159 @@
+"""After the search: the best trials are judged by AutoAttack, and the winner is trained anew and registered."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from typing import Any
+
+from distsens.distributed.driver import train_on_cluster
+from distsens.distributed.examination_preflight import check_examination, pool
+from distsens.distributed.examiners import Assignment, Examiners, share_split
+from distsens.distributed.preflight import Checked, check
+from distsens.distributed.signals import Caught
+from distsens.distributed.sweep_record import StoredSweep
+from distsens.evaluation import Ledger
+from distsens.examination import Examination
+from distsens.report import View
+from distsens.report.sweep import SweepView, TrialState, at_the_end
+from distsens.search import Point, Sweep, SweepPlan, score
+from distsens.tracking import TrackedRun
+
+_ALIAS = "champion"
+_SHARD = 20
+_SECONDS_BETWEEN_LOOKS = 0.5
+
+
+class ChampionError(RuntimeError):
+    """The champion's own training did not come to a good end."""
+
+
+@dataclass
+class Searched:
+    """A sweep, while it goes on and when its trials have ended.
+
+    at_a_time : trials that the cluster holds.
+    champion : what the summary says of it, once there is one.
+    """
+
+    plan: SweepPlan
+    checked: Checked
+    stored: StoredSweep
+    tracked: TrackedRun
+    view: SweepView
+    at_a_time: int
+    champion: dict[str, Any] | None = None
+
+
+def judge_finalists(sweep: Searched, trials: Sequence[TrialState]) -> None:
+    """AutoAttack on the same first validation images for each of the best; what it leaves decides among them."""
+    settings = sweep.plan.sweep
+    finalists = at_the_end(trials)[: settings.finalists]
+    if settings.judged_images == 0 or len(finalists) < 2:
+        return
+    for one in finalists:
+        if one.autoattack is None:
+            sweep.view.say(f"trial {one.number}: judged by AutoAttack on {settings.judged_images} validation images")
+            one.autoattack = _autoattack(sweep, one)
+            sweep.stored.keep(one)
+
+
+def _autoattack(sweep: Searched, trial: TrialState) -> float:
+    """Robust accuracy of a trial's best epoch under AutoAttack."""
+    plan, address = sweep.plan, _trained_at(sweep, trial)
+    examination = Examination.parse(
+        {
+            "model": {"address": address},
+            "data": {"split": "validation", "limit": plan.sweep.judged_images},
+            "attacks": ["autoattack"],
+            "shard": _SHARD,
+            "seed": plan.base.seed,
+            # All that the cluster holds: no trial trains now.
+            "workers": plan.base.workers.model_dump(mode="json") | {"num": sweep.at_a_time * plan.base.workers.num},
+            "storage": {"path": sweep.checked.storage.url},
+            "tracking": {"uri": plan.base.tracking.uri, "experiment": plan.base.tracking.experiment},
+        }
+    )
+    checked = check_examination(examination)
+    assignment = Assignment(
+        f"{sweep.stored.name}-{trial.number}",
+        checked.examination,
+        checked.subject,
+        None,
+        checked.dataset.shape,
+        len(checked.dataset.classes),
+        *share_split(checked.split),
+        *share_split(pool(checked.dataset)),
+    )
+    numbers = list(checked.numbers)
+    shards = {start: numbers[start : start + _SHARD] for start in range(0, len(numbers), _SHARD)}
+    with closing(Examiners(assignment)) as examiners:
+        done = [found[1] for found in examiners.examine(shards, _SECONDS_BETWEEN_LOOKS) if found is not None]
+    return Ledger.join(done).robust.value
+
+
+def _trained_at(sweep: Searched, trial: TrialState) -> str:
+    """Address of the trial's last training."""
+    place = sweep.stored.place.child(f"trials/{trial.trial}")
+    if sweep.plan.sweep.scheduler != "pbt":
+        return place.child(f"rung-{trial.rung}").url
+    return place.child(sweep.plan.experiment(trial.values).digest()[:12]).url
+
+
+def winner_of(sweep: Sweep, trials: Sequence[TrialState]) -> TrialState | None:
+    """The best by the sweep's goal: of the finalists with their accuracy under AutoAttack, else by score."""
+    finished = at_the_end(trials)
+    judged = [
+        (score(sweep, Point(one.point.clean, one.autoattack), last_rung=True), one)
+        for one in finished
+        if one.autoattack is not None and one.point is not None
+    ]
+    return max(judged, key=lambda pair: pair[0])[1] if judged else next(iter(finished), None)
+
+
+def train_champion(sweep: Searched, winner: TrialState, view: View, notes: str, caught: Caught) -> dict[str, Any]:
+    """Train the winner anew, test it once, register it; what the summary says of it."""
+    plan, stored = sweep.plan, sweep.stored
+    experiment = plan.champion(winner.values)
+    checked = check(experiment)
+    name = f"{stored.name}-champion-{int(time.time()):x}"
+    sweep.view.say(f"trial {winner.number} is trained anew")
+    tags = {
+        "mlflow.parentRunId": sweep.tracked.run_id,
+        "mlflow.source.name": "jobs/tune.py",
+        "distsens.sweep_name": stored.name,
+        "distsens.trial": winner.trial,
+    }
+    summary, _ = train_on_cluster(experiment, checked, view, notes, caught, name=name, tags=tags)
+    if summary.status == "interrupted":
+        raise KeyboardInterrupt
+    if summary.status != "finished":
+        raise ChampionError(f"the champion's training failed: {summary.message}")
+    registered, version = None, None
+    if summary.mlflow_model is not None:
+        model = plan.sweep.registered_name or plan.base.name
+        lineage = {
+            "sweep": stored.name,
+            "sweep_run_id": sweep.tracked.run_id,
+            "trial": winner.trial,
+            "trial_run_id": winner.mlflow_run_id or "",
+            "run": summary.run,
+            "experiment_sha256": experiment.digest(),
+            "dataset_sha256": checked.dataset.train.digest(),
+        }
+        version = sweep.tracked.register(summary.mlflow_model, model, _ALIAS, lineage, run_id=summary.mlflow_run_id)
+        registered = f"models:/{model}@{_ALIAS}"
+    return {
+        "trial": winner.trial,
+        "number": winner.number,
+        "values": winner.values,
+        "run": summary.run,
+        "published": summary.published,
+        "mlflow_run_id": summary.mlflow_run_id,
+        "registered": registered,
+        "version": version,
+        "test": summary.test,
+        "validation": summary.validation,
+    }
