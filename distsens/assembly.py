@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -19,7 +20,6 @@ from distsens.errors import InputError
 from distsens.experiment import Attack, Experiment, Precision
 from distsens.objectives import Objective, alp, fast_at, free_at, mart, nat, pgd_at, standard, trades
 from distsens.sensitivity import Stabilizer, Stabilizing
-from distsens.storage import BucketTree
 from distsens.training import (
     TRAINING_ATTACK,
     Alarm,
@@ -34,6 +34,9 @@ from distsens.training import (
     world,
 )
 
+if TYPE_CHECKING:
+    from distsens.storage.bucket_tree import BucketTree
+
 DATA_VARIABLE = "DISTSENS_DATA"
 _ONECYCLE_WARMUP = 0.3
 _PAPER_ATTACKS: dict[str, AttackName] = {"nat": "fgsm", "fast_at": "fast_fgsm", "free_at": "fgsm"}
@@ -42,7 +45,11 @@ _PAPER_ATTACKS: dict[str, AttackName] = {"nat": "fgsm", "fast_at": "fast_fgsm", 
 def data_root(experiment: Experiment) -> Path | BucketTree:
     """Folder of the data sets, or bucket of one: the recipe's, else $DISTSENS_DATA, else ./data."""
     root = experiment.data.root or os.environ.get(DATA_VARIABLE) or "data"
-    return BucketTree.at(root) if root.startswith("s3://") else Path(root).expanduser().absolute()
+    if not root.startswith("s3://"):
+        return Path(root).expanduser().absolute()
+    from distsens.storage.bucket_tree import BucketTree  # only now: what needs no bucket works without boto3
+
+    return BucketTree.at(root)
 
 
 def data_address(experiment: Experiment) -> str:

@@ -4,7 +4,6 @@ A place is a folder or a prefix of an S3 bucket. `published` holds the models th
 """
 
 from distsens.storage import published
-from distsens.storage.bucket_tree import BucketTree
 from distsens.storage.checkpoint import Checkpoint, CheckpointError
 from distsens.storage.checkpoints import Checkpoints, Found
 from distsens.storage.json_files import read_json, write_json
@@ -15,7 +14,6 @@ from distsens.storage.run_record import RUN_FILE, RunRecord, read_run, write_run
 
 __all__ = [
     "RUN_FILE",
-    "BucketTree",
     "Checkpoint",
     "CheckpointError",
     "Checkpoints",

@@ -11,7 +11,7 @@ import pytest
 
 from distsens.data import LocalTree
 from distsens.errors import InputError
-from distsens.storage import BucketTree
+from distsens.storage.bucket_tree import BucketTree
 
 FILES = {
     "train/ant/a.png": b"1",
