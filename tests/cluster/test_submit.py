@@ -10,7 +10,7 @@ import socket
 import subprocess
 import sys
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
@@ -106,10 +106,14 @@ def test_wrong_input_is_said_in_one_line(submit: ModuleType, arguments: tuple[st
     assert "\n" not in str(caught.value)
 
 
+def run_script(*arguments: str, environment: Mapping[str, str] = os.environ) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(ROOT / "cluster" / "submit.py"), *arguments]
+    environment = {**environment, "PYTHONPATH": str(ROOT)}
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
+
+
 def test_wrong_input_ends_with_2() -> None:
-    command = [sys.executable, str(ROOT / "cluster" / "submit.py"), "--address", "http://127.0.0.1:1", *JOB]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
+    done = run_script("--address", "http://127.0.0.1:1", *JOB)
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith("error: address: got 'http://127.0.0.1:1'; no Ray dashboard answers there")
     assert done.stderr.count("\n") == 1
@@ -133,13 +137,14 @@ def test_an_open_dashboard_is_taken_on_loopback_alone_unless_it_is_allowed(
     submit.check_cluster(elsewhere, allow_open=True)
 
 
-def test_a_dashboard_that_asks_for_a_token_is_given_none_that_nobody_set(
-    submit: ModuleType, dashboard: Dashboard
-) -> None:
-    with pytest.raises(
-        InputError, match="the cluster asks for a token: set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH"
-    ):
-        submit.check_cluster(f"http://127.0.0.1:{dashboard(token='secret')}", allow_open=True)
+def test_a_dashboard_that_asks_for_a_token_is_given_none_that_nobody_set(dashboard: Dashboard, tmp_path: Path) -> None:
+    # A process of its own: Ray reads the mode and the token once per process.
+    address = f"http://127.0.0.1:{dashboard(token='secret')}"
+    nobody = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    done = run_script("--address", address, *JOB, environment={**nobody, "HOME": str(tmp_path)})
+    assert (done.returncode, done.stdout) == (2, "")
+    says = "the cluster asks for a token: set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH to a file that holds it\n"
+    assert done.stderr == f"error: address: got '{address}'; {says}"
 
 
 def test_a_cluster_whose_ray_is_too_old_is_refused(submit: ModuleType, dashboard: Dashboard) -> None:

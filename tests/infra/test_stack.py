@@ -229,7 +229,9 @@ def test_no_secret_is_in_what_a_training_leaves(stack: Stack) -> None:
     }
     home = Path(stack.environment["HOME"])
     files |= {str(path): path.read_bytes() for path in home.rglob("*") if path.is_file()}
-    processes = {f"process {one.pid}": " ".join(one.cmdline()).encode() for one in psutil.process_iter()}
+    # What has ended but is not yet reaped has no command line (None).
+    running = psutil.process_iter(["pid", "cmdline"])
+    processes = {f"process {one.info['pid']}": " ".join(one.info["cmdline"] or ()).encode() for one in running}
     job = {"output": stack.submitted.encode(), "stack's output": stack.said.encode()}
     everything = {**rows, **files, **stack.objects(), **processes, **job}
 
@@ -268,7 +270,8 @@ def test_stopped_it_ends_its_jobs_and_all_processes_and_keeps_the_data(stack: St
         command(stack.folder, stack.ports, "down"), env=stack.environment, capture_output=True, text=True, check=True
     )
     assert down.stdout == f"stopped Ray, MLflow, S3, PostgreSQL; the data stay in {stack.folder}\n"
-    left = [one.cmdline() for one in psutil.process_iter() if str(stack.folder) in environment_of(one)]
+    running = psutil.process_iter(["cmdline"])
+    left = [one.info["cmdline"] for one in running if str(stack.folder) in environment_of(one)]
     assert left == []
     Postgres(stack.folder / "postgres", Daemons(stack.folder / "daemons"), stack.ports["postgres"]).start("")
     Ceph(stack.folder / "ceph", stack.ports["s3"]).start(0)
