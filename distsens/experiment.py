@@ -78,6 +78,12 @@ class Data(Section):
     image_size: Count | None = Field(None, ge=1, description="folder: resize and crop images to squares of this side.")
     test_fraction: Number = Field(0.2, gt=0, lt=1, description="folder: part held out where there is no test folder.")
     memory: Number = Field(4.0, ge=0, description="folder: GiB of images kept in memory; more are decoded as needed.")
+    decoding_cpus: Count = Field(
+        0,
+        ge=0,
+        description="folder: cores, beside those of the workers, on which Ray Data decodes what is not in memory; "
+        "0: each worker decodes its own.",
+    )
     extra: Path | None = Field(None, description="An .npz of extra images and labels to train on, e.g. synthetic ones.")
     extra_ratio: Number = Field(0.5, gt=0, lt=1, description="Part of each global batch that is extra images.")
 
@@ -336,7 +342,7 @@ class Experiment(Section):
         """SHA-256 of all that decides the trained parameters, so not of workers, places and names."""
         aside = {"name", "workers", "checkpoint", "storage", "tracking"}
         fields = self.model_dump(mode="json", exclude={*aside, "data"})
-        fields["data"] = self.data.model_dump(mode="json", exclude={"root", "download", "memory"})
+        fields["data"] = self.data.model_dump(mode="json", exclude={"root", "download", "memory", "decoding_cpus"})
         if self.model.weights_sha256 is not None:  # a file's content decides, wherever it lies
             del fields["model"]["weights"]
         return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()

@@ -58,32 +58,33 @@ def connected() -> Iterator[None]:
         ray.shutdown()
 
 
-def check_capacity_here(workers: Workers) -> None:
+def check_capacity_here(workers: Workers, beside: int = 0) -> None:
     """Refuse, before a cluster is started on this machine, what it can never give. Nothing to say about others."""
     if not os.environ.get(_ADDRESS):
-        check_capacity(workers, [{"CPU": float(local_cpus()), "GPU": float(torch.cuda.device_count())}], "this machine")
+        here = {"CPU": float(local_cpus()), "GPU": float(torch.cuda.device_count())}
+        check_capacity(workers, [here], "this machine", beside)
 
 
-def check_cluster_to_join(workers: Workers) -> None:
+def check_cluster_to_join(workers: Workers, beside: int = 0) -> None:
     """Join the cluster that RAY_ADDRESS names, if it does, and refuse what it can never give."""
     if os.environ.get(_ADDRESS):
         with connected():
-            check_capacity_of_cluster(workers)
+            check_capacity_of_cluster(workers, beside)
 
 
-def check_capacity_of_cluster(workers: Workers) -> None:
+def check_capacity_of_cluster(workers: Workers, beside: int = 0) -> None:
     """Refuse what the connected cluster can never give, however long one waits.
 
     One whose autoscaler does not say how far it may grow, as Ray's own does not, may give anything.
     """
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     try:
-        check_capacity(workers, nodes, "the cluster")
+        check_capacity(workers, nodes, "the cluster", beside)
     except InputError:
         # Totals over all kinds of nodes: for a cluster that grows, how they are shared out is not known before.
         grown = ray._private.state.state.get_max_resources_from_cluster_config()
         if grown is not None:
-            check_capacity(workers, [grown], "the cluster, grown as far as it may,")
+            check_capacity(workers, [grown], "the cluster, grown as far as it may,", beside)
         elif not _grows():
             raise
 
@@ -102,21 +103,27 @@ def _grows() -> bool:
     return any(not kind.startswith("node_") for kind in types.values())
 
 
-def places_of_cluster(workers: Workers) -> int | None:
+def places_of_cluster(workers: Workers, beside: int = 0) -> int | None:
     """How many of the workers the connected cluster holds; None for one that grows and does not say how far."""
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     grown = ray._private.state.state.get_max_resources_from_cluster_config()
     if grown is not None:
-        return max(places_for(workers, nodes), places_for(workers, [grown]))
-    return None if _grows() else places_for(workers, nodes)
+        return max(places_for(workers, nodes, beside), places_for(workers, [grown], beside))
+    return None if _grows() else places_for(workers, nodes, beside)
 
 
-def check_capacity(workers: Workers, nodes: Sequence[dict[str, float]], where: str) -> None:
-    """Refuse more workers than fit into the nodes' resources when these are all free."""
+def check_capacity(workers: Workers, nodes: Sequence[dict[str, float]], where: str, beside: int = 0) -> None:
+    """Refuse more workers than fit into the nodes' resources when these are all free.
+
+    ``beside`` is how many cores are needed beside the workers', on whatever nodes.
+    """
     places = places_for(workers, nodes)
+    each = f"{workers.cpus} CPU" + (f" and {workers.gpus} GPU" if workers.gpus else "")
     if workers.num > places:
-        each = f"{workers.cpus} CPU" + (f" and {workers.gpus} GPU" if workers.gpus else "")
         raise InputError("workers.num", workers.num, f"{where} has room for {places} workers of {each} each")
+    if workers.num > places_for(workers, nodes, beside):
+        allowed = f"{where} has {_cpus(nodes) - workers.num * workers.cpus:g} CPU beside the {workers.num} workers'"
+        raise InputError("data.decoding_cpus", beside, allowed)
 
 
 def start_here(kind: type) -> Any:
@@ -125,15 +132,19 @@ def start_here(kind: type) -> Any:
     return ray.remote(num_cpus=0, scheduling_strategy=here)(kind).remote()
 
 
-def places_for(workers: Workers, nodes: Sequence[dict[str, float]]) -> int:
-    """How many of the workers the nodes' resources hold when these are all free."""
+def places_for(workers: Workers, nodes: Sequence[dict[str, float]], beside: int = 0) -> int:
+    """How many of the workers the nodes' resources hold when these are all free, and leave ``beside`` cores."""
     places = 0
     for node in nodes:
         fits = [node.get("CPU", 0.0) // workers.cpus]
         if workers.gpus:
             fits.append(node.get("GPU", 0.0) // workers.gpus)
         places += int(min(fits))
-    return places
+    return max(0, min(places, int((_cpus(nodes) - beside) // workers.cpus)))
+
+
+def _cpus(nodes: Sequence[dict[str, float]]) -> float:
+    return sum(node.get("CPU", 0.0) for node in nodes)
 
 
 def local_cpus() -> int:

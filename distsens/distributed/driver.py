@@ -44,7 +44,7 @@ def run_training(
     """
     # Ray's own handlers, set when it connects, would end the driver before it has ended the run.
     with signals_interrupt(), ray_notes() as notes, connected(), signals_interrupt() as caught:
-        check_capacity_of_cluster(experiment.workers)
+        check_capacity_of_cluster(experiment.workers, experiment.data.decoding_cpus)
         return train_on_cluster(experiment, checked, view, notes, caught, resumed)
 
 
@@ -80,7 +80,7 @@ def train_on_cluster(
         job = Job(experiment, dataset.shape, len(dataset.classes), arrays, checked.extra, stored.place.url)
         recorder = Recorder(stored, tracked, view, followed, experiment)
         with tracked.watch_system(), closing(start_training(job, notes)) as training:
-            follow(training, experiment.workers, view, recorder.take)
+            follow(training, experiment, view, recorder.take)
         log_figure(stored, tracked, followed)
         if followed.stopped is not None:
             outcome.message = followed.stopped.message

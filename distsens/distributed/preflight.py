@@ -47,7 +47,7 @@ def check(experiment: Experiment, tell: Callable[[str], None] = lambda _: None) 
 
     ``tell`` hears how far the reading of many files has come.
     """
-    check_capacity_here(experiment.workers)
+    check_capacity_here(experiment.workers, experiment.data.decoding_cpus)
     dataset = assembly.load_data(experiment, tell)
     extra = assembly.build_extra(experiment, dataset.extra)
     model, neurons = check_against(experiment, dataset, extra)

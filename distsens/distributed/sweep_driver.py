@@ -84,7 +84,7 @@ def run_sweep(
         notes = stack.enter_context(ray_notes())
         stack.enter_context(connected())
         caught = stack.enter_context(signals_interrupt())
-        check_capacity_of_cluster(plan.base.workers)
+        check_capacity_of_cluster(plan.base.workers, plan.base.data.decoding_cpus)
         sweep = _open(recipe, checked, view, resumed)
         view.say(f"sweep {sweep.stored.name}")
         view.say(f"storage {sweep.stored.place.url}")
@@ -160,7 +160,7 @@ def _tags(plan: SweepPlan, sweep: str) -> dict[str, str]:
 
 def _open(recipe: Mapping[str, Any], checked: CheckedSweep, view: SweepView, resumed: StoredSweep | None) -> Searched:
     plan, base = checked.plan, checked.base
-    places = places_of_cluster(plan.base.workers)
+    places = places_of_cluster(plan.base.workers, plan.base.data.decoding_cpus)
     fitting = plan.total if places is None else max(1, places // plan.base.workers.num)
     at_a_time = min(fitting, plan.total, plan.sweep.concurrent or plan.total)
     if resumed is not None:

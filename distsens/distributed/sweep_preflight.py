@@ -30,9 +30,9 @@ class CheckedSweep:
 
 def check_sweep(plan: SweepPlan, tell: Callable[[str], None] = lambda _: None) -> CheckedSweep:
     """Check the recipe as a training, and the ends of each searched range and every choice with its data and model."""
-    check_capacity_here(plan.base.workers)
     values = {field: one.extremes[0] for field, one in plan.space.items()}
-    check_capacity_here(plan.champion(values).workers)
+    for experiment in (plan.base, plan.champion(values)):
+        check_capacity_here(experiment.workers, experiment.data.decoding_cpus)
     base = check(plan.base, tell)
     for values in _extremes(plan):
         experiment = plan.experiment(values)

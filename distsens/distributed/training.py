@@ -22,7 +22,7 @@ from distsens.distributed.monitor import Event, Started, start_monitor
 from distsens.distributed.signals import ignore_signals
 from distsens.distributed.worker import Job, train_worker
 from distsens.errors import InputError
-from distsens.experiment import Workers
+from distsens.experiment import Experiment, Workers
 from distsens.training import Progress
 
 _SECONDS_BETWEEN_LOOKS = 0.25
@@ -147,11 +147,11 @@ class Shown(Protocol):
         """Where the epoch stands."""
 
 
-def follow(training: Training, workers: Workers, shown: Shown, take: Callable[[Event], None]) -> None:
+def follow(training: Training, experiment: Experiment, shown: Shown, take: Callable[[Event], None]) -> None:
     """Take what the workers tell until they are done; raise what ended them."""
     shown.doing("starting the workers")
     began, started, waiting_said, latest, tested = time.monotonic(), False, False, None, 0
-    quiet = _Quiet(workers)
+    quiet = _Quiet(experiment.workers, experiment.data.decoding_cpus)
     going_on = True
     while going_on:
         going_on = training.going_on
@@ -183,8 +183,8 @@ class _Quiet:
     A machine that is lost may be replaced, so it is given some minutes; a busy cluster is waited for.
     """
 
-    def __init__(self, workers: Workers) -> None:
-        self._workers = workers
+    def __init__(self, workers: Workers, beside: int = 0) -> None:
+        self._workers, self._beside = workers, beside
         self.ended()
 
     def ended(self) -> None:
@@ -199,7 +199,7 @@ class _Quiet:
             return
         self._looked = now
         try:
-            check_capacity_of_cluster(self._workers)
+            check_capacity_of_cluster(self._workers, self._beside)
         except InputError:
             if self._too_small_since is None:
                 self._too_small_since = now

@@ -219,7 +219,7 @@ class _Trial:
             run_worker(job, Seat(0, 1, device, on_epoch=lambda _: None), account)
         else:
             with ray_notes() as notes, closing(start_training(job, notes)) as training:
-                follow(training, experiment.workers, account, account.post)
+                follow(training, experiment, account, account.post)
 
     def _post(self, rung: int, event: Event | Began | RungEnded) -> None:
         ray.get(self.kit.board.post.remote(TrialEvent(self.name, rung, event)))

@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol
 
 import ray
@@ -17,9 +18,10 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from distsens import assembly
-from distsens.data import Extra, Images, ImageSet
+from distsens.data import Extra, Images, ImageSet, read_ahead
 from distsens.distributed.logs import worker_log
 from distsens.distributed.monitor import ActorTold, EndedEarly, EpochFinished, Event, Started, Stopped, Tested
+from distsens.distributed.streaming import stream
 from distsens.evaluation import Measurement, measure
 from distsens.experiment import Experiment
 from distsens.sensitivity import match_layers, neuron_counts
@@ -155,7 +157,9 @@ class _Worker:
         plan = assembly.build_plan(experiment, len(images), self._split("validation")[1].numpy(), self.job.extra)
         step = assembly.build_step(experiment, state, self._distributed(state.model), self.layers)
         watchers = Watchers(self._validate, self._on_step, self._on_epoch, self._recall)
-        return train(state, step, images, labels, plan, watchers, self.job.until)
+        cpus = experiment.data.decoding_cpus
+        read = partial(stream, tasks=max(1, cpus // self.size)) if cpus else read_ahead
+        return train(state, step, images, labels, plan, watchers, self.job.until, read)
 
     def _distributed(self, model: nn.Module) -> nn.Module:
         if self.size == 1:

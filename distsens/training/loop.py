@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, Protocol
 
@@ -26,6 +26,9 @@ from distsens.training.reduce import broadcast_buffers, sum_over_workers, world
 from distsens.training.schedules import LearningRate, ramp
 from distsens.training.state import EpochRecord, TrainingState
 from distsens.training.step import Batch, StepResult
+
+Reader = Callable[[Images, Sequence[Tensor]], Iterator[Tensor]]
+"""Gives the images of each batch of numbers in turn, as `read_ahead` does."""
 
 
 class Step(Protocol):
@@ -152,6 +155,7 @@ def train(
     plan: Plan,
     watchers: Watchers,
     until: int | None = None,
+    read: Reader = read_ahead,
 ) -> str | None:
     """Train from where ``state`` stands to the end of the plan, or until the history says that going on is in vain.
 
@@ -166,6 +170,7 @@ def train(
         every worker.
     plan, watchers : see there.
     until : end after this epoch, with the plan's schedules where they then stand; None for the plan's last.
+    read : gives this worker's batches of an epoch one by one.
 
     Returns
     -------
@@ -187,7 +192,7 @@ def train(
             step = step.trained_with(plan.alarm.probe)
         # Layers such as dropout draw from the global generator: the same in a resumed run, different on each worker.
         torch.manual_seed(hash((plan.seed, epoch, world()[0])) % 2**63)
-        sums = _train_epoch(epoch, state, step, images, labels, plan, watchers.on_step)
+        sums = _train_epoch(epoch, state, step, images, labels, plan, watchers.on_step, read)
         totals = sum_over_workers(sums, device)
         for module in (state.model, state.classifier):
             broadcast_buffers(module)
@@ -240,6 +245,7 @@ def _train_epoch(
     labels: Tensor,
     plan: Plan,
     on_step: Callable[[Progress], None],
+    read: Reader,
 ) -> dict[str, Tensor | float]:
     """Every step of one epoch; sums of this worker's results."""
     rank, workers = world()
@@ -250,7 +256,7 @@ def _train_epoch(
     total = steps * plan.epochs
     sums: dict[str, Tensor | float] = {}
     step.begin_epoch()
-    for index, (samples, pixels) in enumerate(zip(shares, read_ahead(images, shares), strict=True)):
+    for index, (samples, pixels) in enumerate(zip(shares, read(images, shares), strict=True)):
         done = (epoch - 1) * steps + index
         for group in state.optimizer.param_groups:
             group["lr"] = plan.learning_rate.at(done)

@@ -14,6 +14,7 @@ from distsens.distributed.cluster import (
     connected,
     job_submission_id,
     local_cpus,
+    places_for,
 )
 from distsens.errors import InputError
 from distsens.experiment import Workers
@@ -39,6 +40,24 @@ def test_workers_fit_if_and_only_if_nodes_have_room_for_each_whole(
     else:
         with pytest.raises(InputError, match=f"the cluster has room for {placed} workers"):
             check_capacity(workers, resources, "the cluster")
+
+
+@given(NODES, st.integers(1, 20), st.integers(1, 5), st.integers(1, 20))
+def test_cores_beside_the_workers_are_those_that_all_nodes_together_have_left(
+    nodes: list[dict[str, int]], number: int, cpus: int, beside: int
+) -> None:
+    workers = Workers(num=number, cpus=cpus)
+    resources = [{name: float(value) for name, value in node.items()} for node in nodes]
+    left = sum(node["CPU"] for node in nodes) - number * cpus
+    if number > sum(node["CPU"] // cpus for node in nodes):
+        with pytest.raises(InputError, match=r"^workers.num"):
+            check_capacity(workers, resources, "the cluster", beside)
+    elif left < beside:
+        with pytest.raises(InputError, match=f"^data.decoding_cpus: got {beside}; the cluster has {left} CPU beside"):
+            check_capacity(workers, resources, "the cluster", beside)
+    else:
+        check_capacity(workers, resources, "the cluster", beside)
+        assert number <= places_for(workers, resources, beside)
 
 
 def test_a_worker_is_not_split_over_two_nodes() -> None:

@@ -1,12 +1,17 @@
-"""Training on a tree of JPEG files in a bucket, decoded as it is needed: the same whoever reads, and after a kill."""
+"""Training on a tree of JPEG files in a bucket: the same whoever decodes it, and after a kill."""
 
 from __future__ import annotations
 
 import itertools
 import os
+import shutil
 import signal
+import subprocess
+import sys
 import tarfile
-from collections.abc import Callable, Mapping
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -17,6 +22,7 @@ import pytest
 import safetensors.torch
 import torch
 from PIL import Image
+from processes import free_ports
 
 from distsens.storage import Checkpoints, open_place
 
@@ -64,29 +70,61 @@ def bucket(moto: dict[str, str], use_s3: Callable[[Mapping[str, str]], str]) -> 
     return f"{url}/tree"
 
 
-def weights(storage: str, epoch: int) -> dict[str, torch.Tensor]:
-    return safetensors.torch.load(Checkpoints(open_place(storage)).load(epoch).files["model.safetensors"])
+@pytest.fixture
+def three_cores(
+    ray_environment: dict[str, str], tmp_path: Path, moto: dict[str, str], end_processes: Callable[[str], None]
+) -> Iterator[dict[str, str]]:
+    """Environment of a job that joins a Ray of three cores, whatever this machine has."""
+    port, dashboard, agent = free_ports(3)
+    sockets = tempfile.mkdtemp(prefix="ds-", dir="/tmp")  # short, as Ray puts sockets there
+    environment = {**ray_environment, **moto, "RAY_TMPDIR": sockets, "RAY_AUTH_MODE": "disabled"}
+    command = [str(Path(sys.executable).parent / "ray"), "start", "--head", "--block", "--num-cpus", "3"]
+    command += ["--port", str(port), "--disable-usage-stats"]
+    command += ["--dashboard-port", str(dashboard), "--dashboard-agent-listen-port", str(agent)]
+    with (tmp_path / "head.log").open("w") as log:
+        head = subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
+    try:
+        while "Ray runtime started" not in (said := (tmp_path / "head.log").read_text()):
+            assert head.poll() is None, said
+            time.sleep(0.2)
+        yield {**environment, "RAY_ADDRESS": f"127.0.0.1:{port}"}
+    finally:
+        head.kill()  # Asked to end, it takes half a minute; its processes are ended here.
+        head.wait()
+        end_processes(sockets)
+        shutil.rmtree(sockets, ignore_errors=True)
 
 
-def test_a_tree_in_a_bucket_trains_the_same_kept_in_memory_or_decoded_as_needed_and_after_a_kill(
-    make_job: Callable[..., Any], bucket: str, moto: dict[str, str]
+def weights(storage: str) -> dict[str, torch.Tensor]:
+    return safetensors.torch.load(Checkpoints(open_place(storage)).load(3).files["model.safetensors"])
+
+
+def test_a_tree_in_a_bucket_trains_the_same_kept_in_memory_or_decoded_by_ray_data_and_after_a_kill(
+    make_job: Callable[..., Any], bucket: str, three_cores: dict[str, str]
 ) -> None:
     job = make_job()
-    job.environment = {**job.environment, **moto}
+    job.environment = three_cores
     arguments = (
-        *("--recipe", "quickstart", "--data.name", "folder", "--data.root", bucket, "--workers.num", "1"),
+        *("--recipe", "quickstart", "--data.name", "folder", "--data.root", bucket),
         *("--data.test_fraction", "0.25", "--data.validation_fraction", "0.25", "--data.augment", "flip"),
         *("--training.epochs", "3", "--training.batch_size", "8", "--attack.steps", "1", "--validation.steps", "2"),
         *("--test.steps", "1", "--test.restarts", "1", "--threat.eps", "2/255"),
     )
-    kept = job.finish(*arguments)
-    killed = job.start(*arguments, "--data.memory", "0")
+    decoded = (*arguments, "--data.memory", "0", "--data.decoding_cpus", "1")
+    kept = job.finish(*arguments, "--workers.num", "1")
+    killed = job.start(*decoded, "--workers.num", "1")
     killed.wait_for("epoch   1")
     killed.popen.send_signal(signal.SIGKILL)
     killed.end()
-    decoded = job.finish("--resume", killed.run)
-    assert decoded["experiment"]["data"]["memory"] == 0
+    resumed = job.finish("--resume", killed.run)
     assert any(line.startswith("resumed after epoch") for line in job.processes[-1].lines)
-    mine, others = weights(decoded["storage"], 3), weights(kept["storage"], 3)
-    assert set(mine) == set(others)
-    assert all(torch.equal(value, others[name]) for name, value in mine.items())
+    shared = job.finish(*decoded, "--workers.num", "2")
+    expected, again, by_two = (weights(one["storage"]) for one in (kept, resumed, shared))
+    torch.testing.assert_close(again, expected, rtol=0, atol=0)
+    torch.testing.assert_close(by_two, expected, rtol=0, atol=1e-3)
+
+
+def test_decoding_needs_a_core_that_no_worker_holds(make_job: Callable[..., Any], three_cores: dict[str, str]) -> None:
+    refused = make_job().run("--recipe", "quickstart", "--workers.num", "3", "--data.decoding_cpus", "1", **three_cores)
+    assert refused.popen.returncode == 2
+    assert refused.output == "error: data.decoding_cpus: got 1; the cluster has 0 CPU beside the 3 workers'"

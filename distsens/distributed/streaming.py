@@ -1,0 +1,57 @@
+"""Image files decoded by Ray Data: ahead of the training, on cores of the cluster that no worker holds."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import ray
+import ray.data
+import torch
+from torch import Tensor
+
+from distsens.data import ImageFiles, Images, read_ahead
+from distsens.errors import InputError
+
+
+def stream(images: Images, batches: Sequence[Tensor], *, tasks: int) -> Iterator[Tensor]:
+    """``images[batch]`` of each batch in turn, as :func:`distsens.data.read_ahead` gives them, decoded by Ray Data.
+
+    The batches and their order are the caller's: they depend neither on how many workers there are nor on who decodes.
+    A resumed training asks for the batches that are left, and reads no others.
+
+    Parameters
+    ----------
+    images : what is in memory already is not streamed.
+    batches : numbers of the images, as many in each.
+    tasks : batches that are decoded at a time, each on a core of its own; the cluster must have one that is free.
+
+    Raises
+    ------
+    InputError
+        If a file is gone or no longer holds the image that it held.
+    """
+    if not isinstance(images, ImageFiles) or not batches:
+        yield from read_ahead(images, batches)
+        return
+    context = ray.data.DataContext.get_current()
+    context.execution_options.preserve_order = True
+    context.enable_progress_bars = False
+    context.raise_original_map_exception = True
+    decoded = ray.data.from_numpy([batch.numpy() for batch in batches]).map_batches(
+        _decode,
+        fn_args=[ray.put(images)],
+        batch_size=None,
+        batch_format="numpy",
+        compute=ray.data.TaskPoolStrategy(size=tasks),
+    )
+    try:
+        for batch in decoded.iter_batches(batch_size=len(batches[0]), batch_format="numpy", prefetch_batches=1):
+            yield torch.from_numpy(batch["image"].copy())
+    except ray.exceptions.RayTaskError as error:
+        raise error.cause if isinstance(error.cause, InputError) else error from None
+
+
+def _decode(batch: dict[str, np.ndarray], files: ImageFiles | ray.ObjectRef) -> dict[str, np.ndarray]:
+    images = ray.get(files) if isinstance(files, ray.ObjectRef) else files
+    return {"image": np.stack([images.decoded(int(row)) for row in batch["data"]])}
