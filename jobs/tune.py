@@ -25,7 +25,7 @@ from distsens.search import Sweep, SweepPlan
 
 RECIPES = Path(__file__).resolve().parent / "recipes"
 # What a resumed sweep may change: none of it changes a trial.
-_CHANGEABLE = ("sweep.max_failed", "sweep.concurrent", "sweep.finalists", "sweep.judged_images", "data.root")
+_CHANGEABLE = ("sweep.max_failed", "sweep.finalists", "sweep.judged_images", "data.root")
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,7 @@ def _check_changes(name: str, before: Mapping[str, Any], after: Mapping[str, Any
     changed = [f"sweep.{one}" for one in earlier.sweep.differences(later.sweep)]
     changed += earlier.base.differences(later.base)
     changed += ["search"] if earlier.space != later.space else []
-    places = ("storage.", "workers.max_failures", *_CHANGEABLE)
+    places = ("storage.", *_CHANGEABLE)
     if other := [one for one in changed if not one.startswith(places)]:
         raise InputError("resume", name, f"it is another sweep ({', '.join(other)} differ)")
 

@@ -282,6 +282,7 @@ OTHER: dict[str, Any] = {
     "data.image_size": 64,
     "data.test_fraction": 0.3,
     "data.memory": 1,
+    "data.decoding_cpus": 2,
     "data.extra": "/elsewhere.npz",
     "data.extra_ratio": 0.7,
     "model.name": "lenet5",
@@ -355,7 +356,10 @@ OTHER: dict[str, Any] = {
 }
 """For every field another value than its default."""
 
-ASIDE = ("name", "data.root", "data.download", "data.memory", "workers.", "checkpoint.", "storage.", "tracking.")
+ASIDE = (
+    *("name", "data.root", "data.download", "data.memory", "data.decoding_cpus"),
+    *("workers.", "checkpoint.", "storage.", "tracking."),
+)
 
 
 def everything_else() -> Experiment:

@@ -15,6 +15,8 @@ from distsens.distributed.training import share_data
 from distsens.experiment import Experiment
 from distsens.training import Progress
 
+_VARIANTS_KEPT = 4
+
 
 @dataclass(frozen=True)
 class Began:
@@ -80,7 +82,10 @@ class SharedData:
 
 
 class Shelf:
-    """Reads each variant of the data once, and keeps it in the object store for all trials that train on it."""
+    """Reads the data that trials train on, and keeps the variants asked for last in the object store for others.
+
+    What it lets go of lives on until the trials that train on it are done.
+    """
 
     def __init__(self) -> None:
         self._shared: dict[tuple[str, int], SharedData] = {}
@@ -88,7 +93,9 @@ class Shelf:
     def data(self, experiment: Experiment) -> SharedData:
         """The experiment's data, split by its seed."""
         key = experiment.data.model_dump_json(), experiment.seed
-        if key not in self._shared:
+        if key in self._shared:
+            self._shared[key] = self._shared.pop(key)  # to the end, as the latest
+        else:
             dataset = assembly.load_data(experiment)
             self._shared[key] = SharedData(
                 dataset.shape,
@@ -96,4 +103,6 @@ class Shelf:
                 share_data(dataset),
                 assembly.build_extra(experiment, dataset.extra),
             )
+            if len(self._shared) > _VARIANTS_KEPT:
+                del self._shared[next(iter(self._shared))]
         return self._shared[key]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass
@@ -12,13 +11,16 @@ from distsens.distributed.driver import train_on_cluster
 from distsens.distributed.examination_preflight import check_examination, pool
 from distsens.distributed.examiners import Assignment, Examiners, share_split
 from distsens.distributed.preflight import Checked, check
+from distsens.distributed.runs import find_run
 from distsens.distributed.signals import Caught
 from distsens.distributed.sweep_record import StoredSweep
+from distsens.distributed.trial import last_training
 from distsens.evaluation import Ledger
 from distsens.examination import Examination
 from distsens.report import View
 from distsens.report.sweep import SweepView, TrialState, at_the_end
 from distsens.search import Point, Sweep, SweepPlan, score
+from distsens.storage import RUN_FILE
 from distsens.tracking import TrackedRun
 
 _ALIAS = "champion"
@@ -51,22 +53,23 @@ def judge_finalists(sweep: Searched, trials: Sequence[TrialState]) -> None:
     """AutoAttack on the same first validation images for each of the best; what it leaves decides among them."""
     settings = sweep.plan.sweep
     finalists = at_the_end(trials)[: settings.finalists]
-    if settings.judged_images == 0 or len(finalists) < 2:
+    images = min(settings.judged_images, len(sweep.checked.dataset.validation))
+    if images == 0 or len(finalists) < 2:
         return
     for one in finalists:
         if one.autoattack is None:
-            sweep.view.say(f"trial {one.number}: judged by AutoAttack on {settings.judged_images} validation images")
-            one.autoattack = _autoattack(sweep, one)
+            sweep.view.say(f"trial {one.number}: judged by AutoAttack on {images} validation images")
+            one.autoattack = _autoattack(sweep, one, images)
             sweep.stored.keep(one)
 
 
-def _autoattack(sweep: Searched, trial: TrialState) -> float:
-    """Robust accuracy of a trial's best epoch under AutoAttack."""
+def _autoattack(sweep: Searched, trial: TrialState, images: int) -> float:
+    """Robust accuracy under AutoAttack of what a trial was scored by."""
     plan, address = sweep.plan, _trained_at(sweep, trial)
     examination = Examination.parse(
         {
             "model": {"address": address},
-            "data": {"split": "validation", "limit": plan.sweep.judged_images},
+            "data": {"split": "validation", "limit": images},
             "attacks": ["autoattack"],
             "shard": _SHARD,
             "seed": plan.base.seed,
@@ -95,11 +98,10 @@ def _autoattack(sweep: Searched, trial: TrialState) -> float:
 
 
 def _trained_at(sweep: Searched, trial: TrialState) -> str:
-    """Address of the trial's last training."""
+    """Address of the epoch that the trial was scored by: its best, and of a population its newest."""
     place = sweep.stored.place.child(f"trials/{trial.trial}")
-    if sweep.plan.sweep.scheduler != "pbt":
-        return place.child(f"rung-{trial.rung}").url
-    return place.child(sweep.plan.experiment(trial.values).digest()[:12]).url
+    url = last_training(place, sweep.plan, trial.values, trial.rung).url
+    return f"{url}#last" if sweep.plan.sweep.scheduler == "pbt" else url
 
 
 def winner_of(sweep: Sweep, trials: Sequence[TrialState]) -> TrialState | None:
@@ -114,11 +116,18 @@ def winner_of(sweep: Sweep, trials: Sequence[TrialState]) -> TrialState | None:
 
 
 def train_champion(sweep: Searched, winner: TrialState, view: View, notes: str, caught: Caught) -> dict[str, Any]:
-    """Train the winner anew, test it once, register it; what the summary says of it."""
+    """Train the winner anew, test it once, register it; what the summary says of it.
+
+    An earlier session's training is taken up, and one that is done stays as it is.
+    """
     plan, stored = sweep.plan, sweep.stored
+    run, result = stored.champion(winner.trial) or (f"{stored.name}-champion-{winner.number}", None)
+    if result is not None:
+        return result
+    stored.keep_champion(winner.trial, run, None)
     experiment = plan.champion(winner.values)
     checked = check(experiment)
-    name = f"{stored.name}-champion-{int(time.time()):x}"
+    begun = find_run(run, checked.storage.url) if checked.storage.keys(f"{run}/{RUN_FILE}") else None
     sweep.view.say(f"trial {winner.number} is trained anew")
     tags = {
         "mlflow.parentRunId": sweep.tracked.run_id,
@@ -126,7 +135,7 @@ def train_champion(sweep: Searched, winner: TrialState, view: View, notes: str, 
         "distsens.sweep_name": stored.name,
         "distsens.trial": winner.trial,
     }
-    summary, _ = train_on_cluster(experiment, checked, view, notes, caught, name=name, tags=tags)
+    summary, _ = train_on_cluster(experiment, checked, view, notes, caught, begun, name=run, tags=tags)
     if summary.status == "interrupted":
         raise KeyboardInterrupt
     if summary.status != "finished":
@@ -145,7 +154,7 @@ def train_champion(sweep: Searched, winner: TrialState, view: View, notes: str, 
         }
         version = sweep.tracked.register(summary.mlflow_model, model, _ALIAS, lineage, run_id=summary.mlflow_run_id)
         registered = f"models:/{model}@{_ALIAS}"
-    return {
+    result = {
         "trial": winner.trial,
         "number": winner.number,
         "values": winner.values,
@@ -157,3 +166,5 @@ def train_champion(sweep: Searched, winner: TrialState, view: View, notes: str, 
         "test": summary.test,
         "validation": summary.validation,
     }
+    stored.keep_champion(winner.trial, run, result)
+    return result

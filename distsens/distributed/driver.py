@@ -77,7 +77,8 @@ def train_on_cluster(
     try:
         dataset = checked.dataset
         arrays = share_data(dataset)
-        job = Job(experiment, dataset.shape, len(dataset.classes), arrays, checked.extra, stored.place.url)
+        classes = len(dataset.classes)
+        job = Job(stored.name, experiment, dataset.shape, classes, arrays, checked.extra, stored.place.url)
         recorder = Recorder(stored, tracked, view, followed, experiment)
         with tracked.watch_system(), closing(start_training(job, notes)) as training:
             follow(training, experiment, view, recorder.take)

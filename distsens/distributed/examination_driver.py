@@ -23,7 +23,7 @@ from distsens.errors import InputError
 from distsens.evaluation import Check, Ledger, Verification, make_claim, verify
 from distsens.examination import Examination
 from distsens.report import EvaluationSummary, EvaluationView, evaluation_figure
-from distsens.storage import Place, open_place, read_json, write_json
+from distsens.storage import Place, open_place, place_name, read_json, write_json
 from distsens.tracking import TrackedRun, without_password
 
 EVALUATION_FILE = "evaluation.json"
@@ -88,7 +88,7 @@ def find_evaluation(name: str, storage_url: str) -> StoredEvaluation:
     if not isinstance(document, dict) or document.get("format") != _FORMAT:
         raise InputError("resume", name, f"its {EVALUATION_FILE} is not of this version's format ({_FORMAT})")
     return StoredEvaluation(
-        place.url.rstrip("/").rsplit("/", 1)[-1],
+        place_name(place.url),
         place,
         Examination.parse(document["examination"]),
         document["mlflow_run_id"],

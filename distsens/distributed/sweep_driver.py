@@ -18,7 +18,7 @@ from distsens.distributed.board import Board, Shelf
 from distsens.distributed.champion import ChampionError, Searched, judge_finalists, train_champion, winner_of
 from distsens.distributed.cluster import check_capacity_of_cluster, connected, places_of_cluster, start_here
 from distsens.distributed.provenance import provenance_tags
-from distsens.distributed.runs import new_name
+from distsens.distributed.runs import new_name, pin_places
 from distsens.distributed.signals import Caught, ignore_signals, signals_interrupt
 from distsens.distributed.sweep_preflight import CheckedSweep
 from distsens.distributed.sweep_record import TUNE_FOLDER, StoredSweep
@@ -27,6 +27,7 @@ from distsens.distributed.training import ray_notes
 from distsens.distributed.trial import TrialKit, train_trial
 from distsens.distributed.tuning import param_space, resources, scheduler, searcher
 from distsens.errors import InputError
+from distsens.experiment import merge
 from distsens.report.sweep import (
     Outcome,
     SweepSummary,
@@ -35,8 +36,8 @@ from distsens.report.sweep import (
     sweep_files,
     sweep_metrics,
 )
-from distsens.search import SweepPlan
-from distsens.storage import CheckpointError
+from distsens.search import SweepPlan, meets_floor
+from distsens.storage import CheckpointError, address
 from distsens.tracking import TakenOverError, TrackedRun, is_store_error, reason, without_password
 
 # Ray Tune writes down at least this often what a resumed sweep begins with.
@@ -84,7 +85,8 @@ def run_sweep(
         notes = stack.enter_context(ray_notes())
         stack.enter_context(connected())
         caught = stack.enter_context(signals_interrupt())
-        check_capacity_of_cluster(plan.base.workers, plan.base.data.decoding_cpus)
+        for experiment in (plan.base, plan.champion(plan.first)):
+            check_capacity_of_cluster(experiment.workers, experiment.data.decoding_cpus)
         sweep = _open(recipe, checked, view, resumed)
         view.say(f"sweep {sweep.stored.name}")
         view.say(f"storage {sweep.stored.place.url}")
@@ -104,8 +106,13 @@ def run_sweep(
                     raise KeyboardInterrupt
                 judge_finalists(sweep, recorder.in_order)
                 winner = winner_of(plan.sweep, recorder.in_order)
-                if winner is None:
+                if winner is None or winner.point is None:
                     message = "no trial has finished, so there is no champion"
+                elif not meets_floor(plan.sweep, winner.point):
+                    message = (
+                        f"no trial that finished reaches sweep.clean_floor ({plan.sweep.clean_floor:g}), so there is "
+                        f"no champion; the best, trial {winner.number}, has {winner.point.clean:.4g}"
+                    )
                 else:
                     with open_training_view(plan.champion(winner.values).training.epochs) as training_view:
                         sweep.champion = train_champion(sweep, winner, training_view, notes, caught)
@@ -176,7 +183,9 @@ def _open(recipe: Mapping[str, Any], checked: CheckedSweep, view: SweepView, res
             tags={**_tags(plan, name), "distsens.run": name},
             artifact_root=base.artifact_root,
         )
-        stored = StoredSweep(name, base.storage.child(name), dict(recipe), tracked.run_id)
+        pinned = pin_places(plan.base, base.storage, base.tracking_uri)
+        kept = {section: getattr(pinned, section).model_dump(mode="json") for section in ("storage", "tracking")}
+        stored = StoredSweep(name, base.storage.child(name), merge(recipe, kept), tracked.run_id)
     stored.save()
     return Searched(plan, base, stored, tracked, view, at_a_time)
 
@@ -185,20 +194,26 @@ def _search(sweep: Searched, kit: TrialKit, recorder: SweepRecorder, resumed: bo
     """Let Ray Tune run the trials; whether it came to the end."""
     trainable = tune.with_resources(tune.with_parameters(train_trial, kit=kit), resources(sweep.plan.base.workers))
     folder = f"{_tune_path(sweep)}/{TUNE_FOLDER}"
-    if resumed and tune.Tuner.can_restore(folder):
-        recorder.settle(
-            [one.trial_id for one in tune.ExperimentAnalysis(folder).trials if one.status == one.TERMINATED]
-        )
-        tuner = tune.Tuner.restore(folder, trainable, resume_unfinished=True)
-    else:
-        tuner = _tuner(sweep, trainable)
+    earlier = _trials_in(folder) if resumed else []
+    recorder.settle(earlier)
+    tuner = tune.Tuner.restore(folder, trainable, resume_unfinished=True) if earlier else _tuner(sweep, trainable)
     with recorder, _tune_hears(caught):
         tuner.fit()
-    if recorder.error is not None:
-        raise recorder.error
+    recorder.settle(_trials_in(folder))
+    recorder.check()
     # An interrupted Ray Tune returns as if all were well.
     trials = recorder.in_order
     return len(trials) == sweep.plan.total and all(one.status != "running" for one in trials)
+
+
+def _trials_in(folder: str) -> list[Any]:
+    """Ray Tune's trials, as it last wrote them down; none where it was killed before it had."""
+    if not tune.Tuner.can_restore(folder):
+        return []
+    try:
+        return list(tune.ExperimentAnalysis(folder).trials or ())
+    except ValueError:
+        return []
 
 
 def _tuner(sweep: Searched, trainable: Any) -> tune.Tuner:
@@ -225,7 +240,7 @@ def _tuner(sweep: Searched, trainable: Any) -> tune.Tuner:
 
 
 def _tune_path(sweep: Searched) -> str:
-    return sweep.stored.place.url.removeprefix("file://").rstrip("/")
+    return address(sweep.stored.place.url).rstrip("/")
 
 
 @contextmanager

@@ -7,9 +7,11 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from distsens import assembly
 from distsens.distributed.cluster import check_capacity_here
 from distsens.distributed.preflight import Checked, check, check_against
 from distsens.errors import InputError
+from distsens.experiment import Experiment
 from distsens.search import SweepPlan
 
 _MOST_CHECKED = 64
@@ -25,15 +27,18 @@ class CheckedSweep:
     @property
     def notices(self) -> tuple[str, ...]:
         """What can work and yet deserves a word."""
-        return self.base.notices
+        seeds = ("search.seed: each seed holds out other validation images, on which its trials are judged",)
+        return (*self.base.notices, *(seeds if "seed" in self.plan.space else ()))
 
 
 def check_sweep(plan: SweepPlan, tell: Callable[[str], None] = lambda _: None) -> CheckedSweep:
     """Check the recipe as a training, and the ends of each searched range and every choice with its data and model."""
-    values = {field: one.extremes[0] for field, one in plan.space.items()}
-    for experiment in (plan.base, plan.champion(values)):
+    for experiment in (plan.base, plan.champion(plan.first)):
         check_capacity_here(experiment.workers, experiment.data.decoding_cpus)
     base = check(plan.base, tell)
+    for rung in range(1, plan.rungs):
+        _check_part(f"sweep.rungs.{rung}", plan.experiment(plan.first, rung), base, tell)
+    _check_part("sweep.champion", plan.champion(plan.first), base, tell)
     for values in _extremes(plan):
         experiment = plan.experiment(values)
         try:
@@ -42,6 +47,15 @@ def check_sweep(plan: SweepPlan, tell: Callable[[str], None] = lambda _: None) -
             given = ", ".join(f"{field} {value!r}" for field, value in values.items())
             raise InputError(f"search.{error.field}", error.value, f"{error.allowed} (with {given})") from None
     return CheckedSweep(plan, base)
+
+
+def _check_part(where: str, experiment: Experiment, base: Checked, tell: Callable[[str], None]) -> None:
+    """Check what a section of ``sweep`` makes of the recipe, with the data that it asks for."""
+    try:
+        dataset = assembly.load_data(experiment, tell)
+        check_against(experiment, dataset, base.extra)
+    except InputError as error:
+        raise InputError(f"{where}.{error.field}", error.value, error.allowed) from None
 
 
 def _extremes(plan: SweepPlan) -> Iterator[dict[str, Any]]:

@@ -6,13 +6,15 @@ from dataclasses import dataclass
 from typing import Any
 
 from distsens.errors import InputError
+from distsens.experiment import merge
 from distsens.report.sweep import TrialState
 from distsens.search import SweepPlan
-from distsens.storage import Place, open_place, read_json, write_json
+from distsens.storage import Place, open_place, place_name, read_json, write_json
 
 SWEEP_FILE = "sweep.json"
 TUNE_FOLDER = "tune"
 _TRIAL_FILE = "trial.json"
+_CHAMPION_FILE = "champion.json"
 _FORMAT = 1
 
 
@@ -46,6 +48,22 @@ class StoredSweep:
         states = [TrialState.from_dict(read_json(self.place, key)) for key in sorted(keys)]
         return {one.trial: one for one in states}
 
+    def forget(self, trial: str) -> None:
+        """Delete what a trial has left."""
+        self.place.delete(f"trials/{trial}")
+
+    def keep_champion(self, trial: str, run: str, result: dict[str, Any] | None) -> None:
+        """Write down which run trains the winner, and, when it has ended well, what the summary says of it."""
+        write_json(self.place, _CHAMPION_FILE, {"trial": trial, "run": run, "result": result})
+
+    def champion(self, trial: str) -> tuple[str, dict[str, Any] | None] | None:
+        """The run that trains this winner, and its result: what :meth:`keep_champion` wrote; None before."""
+        try:
+            document = read_json(self.place, _CHAMPION_FILE)
+        except FileNotFoundError:
+            return None
+        return (document["run"], document["result"]) if document["trial"] == trial else None
+
 
 def find_sweep(name: str, storage_url: str) -> StoredSweep:
     """The sweep of that name in the storage, or the one at that path."""
@@ -57,4 +75,6 @@ def find_sweep(name: str, storage_url: str) -> StoredSweep:
         raise InputError("resume", name, f"there is no {SWEEP_FILE} of a sweep in {place.url}") from None
     if not isinstance(document, dict) or document.get("format") != _FORMAT:
         raise InputError("resume", name, f"its {SWEEP_FILE} is not of this version's format ({_FORMAT})")
-    return StoredSweep(place.url.rstrip("/").rsplit("/", 1)[-1], place, document["recipe"], document["mlflow_run_id"])
+    # It may have been moved since.
+    recipe = merge(document["recipe"], {"storage": {"path": place.url.rstrip("/").rpartition("/")[0]}})
+    return StoredSweep(place_name(place.url), place, recipe, document["mlflow_run_id"])

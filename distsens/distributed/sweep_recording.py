@@ -21,6 +21,7 @@ from distsens.tracking import TrackedRun
 from distsens.training import EpochRecord, Progress
 
 _SECONDS_BETWEEN_LOOKS = 0.5
+_DIED = "its process died"
 
 
 class TooManyFailedError(RuntimeError):
@@ -32,6 +33,7 @@ class _Ended:
     """Ray Tune has done with a trial: because it returned or was stopped, or because its process died."""
 
     trial: str
+    values: dict[str, Any]
     failure: str | None
 
 
@@ -68,9 +70,9 @@ class SweepRecorder:
         """The trials as they were drawn."""
         return sorted(self.trials.values(), key=lambda one: one.number)
 
-    def ended(self, trial: str, failure: str | None) -> None:
-        """Ray Tune has done with a trial."""
-        self._ends.put(_Ended(trial, failure))
+    def ended(self, trial: Any, failure: str | None) -> None:
+        """Ray Tune has done with this trial of its."""
+        self._ends.put(_Ended(trial.trial_id, trial.config, failure))
 
     def check(self) -> None:
         """Raise, in Ray Tune's thread, what must end the sweep."""
@@ -84,20 +86,29 @@ class SweepRecorder:
                 f"trial {last.number}: {last.failure}"
             )
 
-    def settle(self, ended: Sequence[str]) -> None:
-        """Write what a driver that was killed had not written of the trials that ended under it."""
-        for trial in ended:
-            state = self.trials.get(trial)
-            if state is not None and state.status not in ("running", "interrupted"):
-                continue
-            for rung, result in trial_results(self._kit.place(trial)):
-                epochs = sum(one.epochs for number, one in self._rungs(trial).items() if number < rung)
-                self._take(TrialEvent(trial, rung, Began(result.values, epochs)))
-                for record in result.history:
-                    self._take(TrialEvent(trial, rung, EpochFinished(record, best=False, saved=True)))
-                self._take(TrialEvent(trial, rung, result.ended(self._plan.sweep, last_rung=rung == self._plan.rungs)))
-            if trial in self.trials:
-                self._end(_Ended(trial, None))
+    def settle(self, trials: Sequence[Any]) -> None:
+        """Write what nobody has told of Ray Tune's trials that have ended, as under a driver that was killed.
+
+        What Ray Tune does not know was drawn when that driver died, and is drawn anew.
+        """
+        for unknown in self.trials.keys() - {one.trial_id for one in trials}:
+            del self.trials[unknown]
+            self._stored.forget(unknown)
+        for one in trials:
+            if one.status in (one.TERMINATED, one.ERROR):
+                self._settle(one)
+
+    def _settle(self, one: Any) -> None:
+        trial, state = one.trial_id, self.trials.get(one.trial_id)
+        if state is not None and state.status not in ("running", "interrupted"):
+            return
+        for rung, result in trial_results(self._kit, trial, one.config):
+            epochs = sum(one.epochs for number, one in self._rungs(trial).items() if number < rung)
+            self._take(TrialEvent(trial, rung, Began(result.values, epochs)))
+            for record in result.history:
+                self._take(TrialEvent(trial, rung, EpochFinished(record, best=False, saved=True)))
+            self._take(TrialEvent(trial, rung, result.ended(self._plan.sweep, last_rung=rung == self._plan.rungs)))
+        self._end(_Ended(trial, one.config, _DIED if one.status == one.ERROR else None))
 
     def interrupt(self) -> None:
         """Those that still train will be taken up by a resumed sweep."""
@@ -146,7 +157,7 @@ class SweepRecorder:
     def _began(self, trial: str, rung: int, values: dict[str, Any], epochs: int) -> None:
         state = self.trials.get(trial)
         if state is None:
-            state = self.trials[trial] = TrialState(trial, len(self.trials), values)
+            state = self._drawn(trial, values)
         state.values, state.status, state.failure = values, "running", None
         state.rungs.setdefault(rung, RungState())
         self._offsets[trial] = epochs
@@ -154,16 +165,21 @@ class SweepRecorder:
             self._open_run(state)
         self._stored.keep(state)
 
+    def _drawn(self, trial: str, values: dict[str, Any]) -> TrialState:
+        number = 1 + max((one.number for one in self.trials.values()), default=-1)
+        state = self.trials[trial] = TrialState(trial, number, values)
+        return state
+
     def _open_run(self, state: TrialState) -> None:
         if state.mlflow_run_id is not None:
             self._runs[state.trial] = TrackedRun.reopen(self._tracking.uri, state.mlflow_run_id)
             return
-        experiment = self._plan.experiment(state.values)
+        base = self._plan.base
         run = TrackedRun.create(
             self._tracking.uri,
-            experiment=experiment.tracking.experiment,
+            experiment=base.tracking.experiment,
             name=f"{self._stored.name}-{state.number:03d}",
-            params=experiment.flat(),
+            params={**base.flat(), **state.values},
             tags={**self._tracking.tags, "distsens.trial": state.trial},
             artifact_root=self._tracking.artifact_root,
             sweep=self._stored.mlflow_run_id,
@@ -191,18 +207,23 @@ class SweepRecorder:
     def _rung_ended(self, trial: str, rung: int, ended: RungEnded) -> None:
         state = self.trials[trial]
         one = state.rungs[rung]
-        one.clean, one.robust, one.score = ended.clean, ended.robust, ended.score
-        numbers = {"clean_accuracy": ended.clean, "robust_accuracy": ended.robust, "score": ended.score}
-        self._runs[trial].log_result({**numbers, "rungs_done": float(rung)})
+        one.score = ended.score
         if ended.failure is not None:
             self._finish(state, "failed", "FAILED", ended.failure)
-        elif ended.last:
+            return
+        one.clean, one.robust = ended.clean, ended.robust
+        numbers = {"clean_accuracy": ended.clean, "robust_accuracy": ended.robust, "score": ended.score}
+        self._runs[trial].log_result({**numbers, "rungs_done": float(rung)})
+        if ended.last:
             self._finish(state, "finished", "FINISHED", None)
         self._stored.keep(state)
 
     def _end(self, end: _Ended) -> None:
         state = self.trials.get(end.trial)
-        if state is None or state.status not in ("running", "interrupted"):
+        if state is None:  # it ended before it could say that it began
+            state = self._drawn(end.trial, end.values)
+            self._open_run(state)
+        if state.status not in ("running", "interrupted"):
             return
         if end.failure is not None:
             self._finish(state, "failed", "FAILED", end.failure)
@@ -236,11 +257,11 @@ class TellsRecorder(tune.Callback):
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:  # noqa: ARG002
         """It returned, or was stopped."""
-        _LISTENING[self._sweep].ended(trial.trial_id, None)
+        _LISTENING[self._sweep].ended(trial, None)
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:  # noqa: ARG002
         """Its process died, and once too often."""
-        _LISTENING[self._sweep].ended(trial.trial_id, "its process died")
+        _LISTENING[self._sweep].ended(trial, _DIED)
 
     def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:  # noqa: ARG002
         """A good moment to end."""

@@ -219,6 +219,8 @@ def cause(error: BaseException) -> str:
     if failures:
         rank = own[0] if own else min(failures)
         return f"worker {rank}: {_last_line(failures[rank])}"
+    if isinstance(error, ray.exceptions.RayTaskError) and isinstance(error.cause, InputError):
+        return str(error.cause)
     lines = _lines(error)
     # Of its own accord Ray says first what happened, and then what can be done about it.
     return f"Ray: {lines[0]}" if isinstance(error, ray.exceptions.RayError) else lines[-1]

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import ray
@@ -16,6 +17,7 @@ from ray import tune
 from distsens import assembly
 from distsens.distributed.board import Began, RungEnded, SharedData, TrialEvent
 from distsens.distributed.monitor import EpochFinished, Event, Started, Stopped
+from distsens.distributed.sweep_record import SWEEP_FILE
 from distsens.distributed.training import cause, follow, ray_notes, start_training
 from distsens.distributed.worker import Job, Seat, run_worker
 from distsens.errors import InputError
@@ -27,15 +29,20 @@ from distsens.storage import (
     Place,
     RunRecord,
     open_place,
+    place_name,
     read_json,
     write_json,
     write_run,
 )
-from distsens.training import EpochRecord, Progress, best_epoch
+from distsens.training import EpochRecord, Progress, best_epoch, stored_history
 
 RESULT_FILE = "result.json"
 _POINTER = "pointer.json"
 _FORMAT = 1
+
+
+class DriverGoneError(RuntimeError):
+    """The sweep's driver has ended, and with it what a trial tells its news to: no fault of the trial's."""
 
 
 @dataclass(frozen=True)
@@ -46,19 +53,19 @@ class RungResult:
     history: tuple[EpochRecord, ...]
     failure: str | None
 
-    @property
-    def point(self) -> Point:
-        """Accuracies on validation in the best epoch; none at all of a training that failed."""
-        best = best_epoch(self.history)
-        if self.failure is not None or best is None:
-            return Point(0.0, 0.0)
-        return Point(best.metrics["validation/clean_accuracy"], best.metrics["validation/robust_accuracy"])
-
     def ended(self, sweep: Sweep, *, last_rung: bool) -> RungEnded:
-        """What it is worth by the sweep's goal."""
-        point = self.point
-        worth = FAILED if self.failure is not None else score(sweep, point, last_rung=last_rung)
-        return RungEnded(point.clean, point.robust, worth, self.failure, last_rung)
+        """What it is worth by the sweep's goal, in its best epoch.
+
+        Of a population it is the newest epoch that counts, and everywhere the floor: the best may be another trial's,
+        trained with other values, and a trial below the floor is none to go on from.
+        """
+        population = sweep.scheduler == "pbt"
+        judged = self.history[-1] if population and self.history else best_epoch(self.history)
+        if self.failure is not None or judged is None:
+            return RungEnded(0.0, 0.0, FAILED, self.failure or "it has trained no epoch", last_rung)
+        point = Point(judged.metrics["validation/clean_accuracy"], judged.metrics["validation/robust_accuracy"])
+        worth = score(sweep, point, last_rung=last_rung or population)
+        return RungEnded(point.clean, point.robust, worth, None, last_rung)
 
     def save(self, place: Place) -> None:
         """Write it down, which makes the rung done."""
@@ -107,7 +114,8 @@ def _train_in_rungs(trial: _Trial) -> None:
     plan, scores = trial.kit.plan, []
     epochs = 0
     for rung in range(1, plan.rungs + 1):
-        result = trial.train(rung, plan.experiment(trial.values, rung), trial.place.child(f"rung-{rung}"), epochs)
+        experiment = partial(plan.experiment, trial.values, rung)
+        result = trial.train(rung, experiment, last_training(trial.place, plan, trial.values, rung), epochs)
         told = trial.verdict(rung, result, last_rung=rung == plan.rungs)
         scores.append(told["score"])
         # A scheduler that is made anew for a resumed sweep learns from the scores what it knew.
@@ -125,7 +133,7 @@ def _train_in_intervals(trial: _Trial) -> None:
     experiment = experiment.model_copy(
         update={"checkpoint": CheckpointPolicy(every=plan.sweep.interval, keep=experiment.training.epochs)}
     )
-    place = trial.place.child(experiment.digest()[:12])
+    place = last_training(trial.place, plan, trial.values, 1)
     pointer = _read_pointer()
     done = 0
     if pointer is not None:
@@ -134,19 +142,29 @@ def _train_in_intervals(trial: _Trial) -> None:
     last = experiment.training.epochs
     while done < last:
         done = min(done + plan.sweep.interval, last)
-        result = trial.train(1, experiment, place, 0, until=done)
-        told = trial.verdict(1, result, last_rung=done == last)
-        with _pointer(place, done) as checkpoint:
-            tune.report({**told, "epoch": done}, checkpoint=checkpoint)
+        result = trial.train(1, lambda: experiment, place, 0, until=done)
+        told = {**trial.verdict(1, result, last_rung=done == last), "epoch": done}
         if result.failure is not None:
+            tune.report(told)
             return
+        # One that ended early stays at its last epoch.
+        with _pointer(place, result.history[-1].epoch) as checkpoint:
+            tune.report(told, checkpoint=checkpoint)
 
 
 def _take_over(pointer: Mapping[str, Any], place: Place, experiment: Experiment) -> None:
-    """Put the state that the pointer names, of another training, where this one looks for its own."""
-    if pointer["url"] != place.url:
-        files = Checkpoints(open_place(pointer["url"])).load(pointer["epoch"]).files
-        Checkpoints(place).save(pointer["epoch"], files, experiment=experiment.digest(), metrics={})
+    """Put the state that the pointer names, of another training, where this one looks for its own.
+
+    With it goes the best epoch before it, which a rollback takes up.
+    """
+    if pointer["url"] == place.url:
+        return
+    theirs, mine = Checkpoints(open_place(pointer["url"])), Checkpoints(place)
+    newest = theirs.load(pointer["epoch"]).files
+    best = best_epoch(stored_history(newest))
+    if best is not None and best.epoch != pointer["epoch"]:
+        mine.save(best.epoch, theirs.load(best.epoch).files, experiment=experiment.digest(), metrics={})
+    mine.save(pointer["epoch"], newest, experiment=experiment.digest(), metrics={})
 
 
 def _read_pointer() -> dict[str, Any] | None:
@@ -172,9 +190,9 @@ class _Trial:
         self.place = kit.place(name)
 
     def train(
-        self, rung: int, experiment: Experiment, place: Place, epochs: int, until: int | None = None
+        self, rung: int, experiment: Callable[[], Experiment], place: Place, epochs: int, until: int | None = None
     ) -> RungResult:
-        """Train at a rung, or read how an earlier attempt ended."""
+        """Train at a rung, or read how an earlier attempt ended. Values that make no experiment are a failure too."""
         done = RungResult.load(place)
         if done is not None and (until is None or done.failure is not None or len(done.history) > until):
             self._post(rung, Began(self.values, epochs))
@@ -184,7 +202,9 @@ class _Trial:
         self._post(rung, Began(self.values, epochs))
         account = _Account(self, rung)
         try:
-            self._run(experiment, place, until, account)
+            self._run(experiment(), place, until, account)
+        except DriverGoneError:
+            raise
         except (ray.train.TrainingFailedError, ray.exceptions.RayError) as error:
             account.failure = cause(error)
         except (InputError, CheckpointError, OSError) as error:
@@ -210,10 +230,14 @@ class _Trial:
 
     def _run(self, experiment: Experiment, place: Place, until: int | None, account: _Account) -> None:
         """Train with workers of their own, or, where one is enough, in this very actor."""
+        if not open_place(self.kit.url).keys(SWEEP_FILE):
+            allowed = "it is not what the driver wrote to, seen from this machine: give one that all machines share"
+            raise InputError("storage.path", self.kit.url, allowed)
         write_run(place, RunRecord(experiment.model_dump(mode="json"), mlflow_run_id=""))
         data: SharedData = ray.get(self.kit.shelf.data.remote(experiment))
         assembly.build_model(experiment, data.shape, data.classes)  # says in one line what a worker would at length
-        job = Job(experiment, data.shape, data.classes, data.arrays, data.extra, place.url, until, tested=False)
+        name = f"{place_name(self.kit.url)}/{self.name}/{place_name(place.url)}"
+        job = Job(name, experiment, data.shape, data.classes, data.arrays, data.extra, place.url, until, tested=False)
         if experiment.workers.num == 1:
             device = torch.device("cuda" if experiment.workers.gpus else "cpu")
             run_worker(job, Seat(0, 1, device, on_epoch=lambda _: None), account)
@@ -222,7 +246,10 @@ class _Trial:
                 follow(training, experiment, account, account.post)
 
     def _post(self, rung: int, event: Event | Began | RungEnded) -> None:
-        ray.get(self.kit.board.post.remote(TrialEvent(self.name, rung, event)))
+        try:
+            ray.get(self.kit.board.post.remote(TrialEvent(self.name, rung, event)))
+        except ray.exceptions.RayActorError:
+            raise DriverGoneError(self.kit.url) from None
 
 
 @dataclass
@@ -265,9 +292,15 @@ class _Account:
         """Trials are too many for lines of their own."""
 
 
-def trial_results(place: Place) -> Iterator[tuple[int, RungResult]]:
+def trial_results(kit: TrialKit, trial: str, values: Mapping[str, Any]) -> Iterator[tuple[int, RungResult]]:
     """The rungs that a trial has done, in order, with how each ended."""
-    rung = 1
-    while (result := RungResult.load(place.child(f"rung-{rung}"))) is not None:
+    for rung in range(1, kit.plan.rungs + 1):
+        result = RungResult.load(last_training(kit.place(trial), kit.plan, values, rung))
+        if result is None:
+            return
         yield rung, result
-        rung += 1
+
+
+def last_training(place: Place, plan: SweepPlan, values: Mapping[str, Any], rung: int) -> Place:
+    """Where a trial of this place trains at this rung; in a population, where values change, with these values."""
+    return place.child(plan.experiment(values).digest()[:12] if plan.sweep.scheduler == "pbt" else f"rung-{rung}")

@@ -44,6 +44,7 @@ _SECONDS_BETWEEN_PROGRESS = 0.5
 class Job:
     """What the driver hands every worker.
 
+    name : of the run, for the logs.
     arrays : object references to ``train/images``, ``train/labels`` and so on for validation and test; the workers of
         a node read them from the same shared memory.
     run_url : the run's place in storage; only rank 0 reads and writes there.
@@ -51,6 +52,7 @@ class Job:
     tested : whether the best epoch is judged on the test split at the end.
     """
 
+    name: str
     experiment: Experiment
     shape: tuple[int, int, int]
     classes: int
@@ -113,7 +115,7 @@ class _Worker:
         self.experiment = experiment = job.experiment
         self.rank, self.size, self.device, self._report = seat.rank, seat.size, seat.device, seat.on_epoch
         self.checkpoints = Checkpoints(open_place(job.run_url))
-        self.log = worker_log(job.run_url.rstrip("/").rsplit("/", 1)[-1], self.rank)
+        self.log = worker_log(job.name, self.rank)
         self._last_progress = 0.0
 
         model = assembly.build_model(experiment, job.shape, job.classes)
@@ -158,7 +160,7 @@ class _Worker:
         step = assembly.build_step(experiment, state, self._distributed(state.model), self.layers)
         watchers = Watchers(self._validate, self._on_step, self._on_epoch, self._recall)
         cpus = experiment.data.decoding_cpus
-        read = partial(stream, tasks=max(1, cpus // self.size)) if cpus else read_ahead
+        read = partial(stream, tasks=math.ceil(cpus / self.size)) if cpus else read_ahead
         return train(state, step, images, labels, plan, watchers, self.job.until, read)
 
     def _distributed(self, model: nn.Module) -> nn.Module:

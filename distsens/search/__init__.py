@@ -1,7 +1,7 @@
 """Searching experiments: the space, the goal, and what a finished search says."""
 
 from distsens.search.front import Point, hypervolume, pareto_front
-from distsens.search.goal import FAILED, score
+from distsens.search.goal import FAILED, meets_floor, score
 from distsens.search.importance import importance
 from distsens.search.space import Choice, Distribution, Grid, Integers, LogUniform, Space, Uniform, nested, parse_space
 from distsens.search.sweep import Sweep, SweepPlan
@@ -20,6 +20,7 @@ __all__ = [
     "Uniform",
     "hypervolume",
     "importance",
+    "meets_floor",
     "nested",
     "pareto_front",
     "parse_space",

@@ -9,6 +9,11 @@ FAILED = -1.0
 """Score of a trial that failed: below any other."""
 
 
+def meets_floor(sweep: Sweep, point: Point) -> bool:
+    """Whether clean accuracy is high enough; for the goal ``front`` any is."""
+    return sweep.goal == "front" or point.clean >= sweep.clean_floor
+
+
 def score(sweep: Sweep, point: Point, *, last_rung: bool) -> float:
     """Higher is better.
 
@@ -20,6 +25,6 @@ def score(sweep: Sweep, point: Point, *, last_rung: bool) -> float:
     """
     if sweep.goal == "front":
         return point.clean * point.robust
-    if last_rung and point.clean < sweep.clean_floor:
+    if last_rung and not meets_floor(sweep, point):
         return point.clean - sweep.clean_floor
     return point.robust

@@ -39,8 +39,8 @@ def importance(space: Space, trials: Sequence[tuple[Mapping[str, Any], float]]) 
 
 
 def _plain(value: Any) -> Any:
-    """Optuna knows no lists: a choice among them is one among their texts."""
-    return repr(value) if isinstance(value, tuple | list) else value
+    """Optuna knows no lists: a choice among them is one among their texts, the same for what was read from JSON."""
+    return repr(tuple(value)) if isinstance(value, tuple | list) else value
 
 
 def _distribution(one: Any) -> Any:

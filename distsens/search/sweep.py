@@ -86,6 +86,11 @@ class SweepPlan:
         return Experiment.parse(self.fields)
 
     @property
+    def first(self) -> dict[str, Any]:
+        """Values that a trial may have: the lower end of every range, the first of all choices."""
+        return {field: one.extremes[0] for field, one in self.space.items()}
+
+    @property
     def rungs(self) -> int:
         """Trainings of a trial that reaches the end."""
         return len(self.sweep.rungs) + 1
@@ -141,6 +146,10 @@ class SweepPlan:
             raise InputError("sweep.searcher", sweep.searcher, "pbt draws its first values at random: leave it so")
         if sweep.trials < 2:
             raise InputError("sweep.trials", sweep.trials, "pbt needs a population of two or more")
+        if sweep.concurrent is not None:
+            raise InputError("sweep.concurrent", sweep.concurrent, "pbt makes a whole population, which takes turns")
+        if cpus := self.base.data.decoding_cpus:
+            raise InputError("data.decoding_cpus", cpus, "0 under pbt, whose trials take every core")
         if sweep.interval >= self.base.training.epochs:
             raise InputError("sweep.interval", sweep.interval, f"below the {self.base.training.epochs} epochs")
         for field, one in self.space.items():

@@ -9,7 +9,7 @@ from distsens.storage.checkpoints import Checkpoints, Found
 from distsens.storage.json_files import read_json, write_json
 from distsens.storage.local import LocalPlace
 from distsens.storage.manifest import FileRecord, Manifest
-from distsens.storage.place import Place, address, open_place
+from distsens.storage.place import Place, address, open_place, place_name
 from distsens.storage.run_record import RUN_FILE, RunRecord, read_run, write_run
 
 __all__ = [
@@ -25,6 +25,7 @@ __all__ = [
     "RunRecord",
     "address",
     "open_place",
+    "place_name",
     "published",
     "read_json",
     "read_run",

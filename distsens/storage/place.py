@@ -83,6 +83,11 @@ def open_place(url: str) -> Place:
     return LocalPlace(Path(os.path.abspath(path)))
 
 
+def place_name(url: str) -> str:
+    """The last part of a place's `url`."""
+    return url.rstrip("/").rpartition("/")[2]
+
+
 def address(url: str) -> str:
     """What one would rather read and type than a place's `url`: the path, where it is a folder."""
     return unquote(url.removeprefix("file://"), errors="surrogateescape") if url.startswith(_FILE) else url

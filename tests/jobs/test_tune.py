@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import signal
@@ -12,6 +13,8 @@ import pandas as pd
 import pytest
 import yaml
 from mlflow import MlflowClient
+
+from distsens.storage import open_place, read_json
 
 pytestmark = pytest.mark.ray
 
@@ -137,6 +140,16 @@ def test_the_sweep_leaves_its_report_figures_and_tables(resumed: tuple[Any, dict
     assert {"report.html", "trials.parquet", "front.csv", "figures", "findings.txt"} <= logged
 
 
+def test_a_sweep_that_is_done_is_done_when_it_is_resumed_from_another_folder(
+    resumed: tuple[Any, dict[str, Any], set[str]], make_job: Callable[..., Any]
+) -> None:
+    job, summary, _ = resumed
+    before = sweep_runs(job)[1]
+    again = make_job("tune.py").finish("--resume", str(job.storage / summary["sweep"]))
+    assert (again["status"], again["champion"]) == ("finished", summary["champion"])
+    assert {run.info.run_id for run in sweep_runs(job)[1]} == {run.info.run_id for run in before}
+
+
 def test_a_trial_over_seeds_is_the_same_as_a_separate_run(
     resumed: tuple[Any, dict[str, Any], set[str]], make_job: Callable[..., Any]
 ) -> None:
@@ -167,7 +180,7 @@ def test_a_population_of_two_workers_each_in_a_bucket_is_interrupted_and_goes_on
         **SEEDS,
         "workers": {"num": 2},
         "search": {"stabilize.weight": {"loguniform": [0.1, 1.0]}},
-        "sweep": {"trials": 2, "scheduler": "pbt", "interval": 1, "judged_images": 0},
+        "sweep": {"trials": 2, "scheduler": "pbt", "interval": 1, "judged_images": 10},
     }
     path = job.folder / "population.yaml"
     path.write_text(yaml.safe_dump(recipe))
@@ -192,7 +205,13 @@ def test_a_population_of_two_workers_each_in_a_bucket_is_interrupted_and_goes_on
         for run in children
         if "distsens.sweep" in run.data.tags
     ]
-    assert max(len(some) for some in weights) > 1, "no trial went on from another's weights with values of its own"
+    assert max(len(some) for some in weights) > 1, "no trial has changed its values"
+    place = open_place(f"{job.storage_url}/{first['sweep']}/trials")
+    results = [read_json(place, key)["history"] for key in place.keys("") if key.endswith("/result.json")]
+    whole = [history for history in results if len(history) == 4]
+    assert any(one[1] == other[1] for one, other in itertools.combinations(whole, 2)), (
+        "no trial went on from the other's weights"
+    )
 
 
 def test_optuna_searches_the_front_and_a_sweep_that_fails_too_often_ends(make_job: Callable[..., Any]) -> None:

@@ -33,6 +33,10 @@ Run = Callable[..., tuple[int, str, str]]
             ["--recipe", "tune-quickstart", "--search.stabilize.layers.choice", "network.conv1", "network.nothing"],
             "search.stabilize.layers",
         ),
+        (
+            ["--recipe", "tune-quickstart", "--sweep.champion.data.limit", "999999"],
+            "sweep.champion.data.limit: got 999999",
+        ),
     ],
 )
 def test_wrong_input_is_one_line(run_here: Run, tmp_path: Path, arguments: list[str], said: str) -> None:

@@ -19,6 +19,8 @@ def test_the_field_that_decides_the_score_explains_most_of_it() -> None:
         }
         trials.append((values, float(np.log(values["weight"]))))
     shares = importance(space, trials)
+    read_again = [({**values, "layers": list(values["layers"])}, score) for values, score in trials]
+    assert importance(space, read_again) == shares, "lists read from JSON are the same choices"
     assert next(iter(shares)) == "weight"
     assert shares["weight"] > 0.8
     assert abs(sum(shares.values()) - 1) < 1e-6

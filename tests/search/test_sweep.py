@@ -58,6 +58,11 @@ def test_grids_are_crossed_with_the_draws() -> None:
         ({"search": {"seed": {"grid": [1, 2]}}, "sweep": {"searcher": "tpe"}}, "tpe draws by itself"),
         ({"sweep": {"scheduler": "pbt", "rungs": [], "interval": 6}}, "sweep.interval: got 6; below the 6 epochs"),
         ({"sweep": {"scheduler": "pbt", "rungs": [], "trials": 1}}, "pbt needs a population"),
+        ({"sweep": {"scheduler": "pbt", "rungs": [], "concurrent": 2}}, "pbt makes a whole population"),
+        (
+            {"sweep": {"scheduler": "pbt", "rungs": []}, "data": {"decoding_cpus": 1}},
+            "data.decoding_cpus: got 1; 0 under pbt",
+        ),
         ({"sweep": {"scheduler": "pbt", "rungs": [], "searcher": "tpe"}}, "pbt draws its first values at random"),
         (
             {"sweep": {"scheduler": "pbt", "rungs": []}, "search": {"model.name": {"choice": ["small_cnn", "lenet5"]}}},
