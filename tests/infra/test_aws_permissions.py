@@ -6,6 +6,7 @@ Which permissions a call needs is said in AWS's Service Authorization Reference.
 
 from __future__ import annotations
 
+import io
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -13,15 +14,21 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from threading import Thread
 from typing import Any, NamedTuple
+from urllib.parse import parse_qs
+from xml.etree import ElementTree
 
 import boto3
 import botocore.handlers
 import pytest
 from botocore.exceptions import ClientError
+from moto.server import DomainDispatcherApplication, create_backend_app
+from werkzeug.serving import make_server
 
 from distsens.errors import InputError
 from distsens.storage import Checkpoints, open_place, published
+from distsens.storage.bucket_tree import BucketTree
 from distsens.storage.s3 import S3Place
 
 REGION = "eu-central-1"
@@ -133,7 +140,11 @@ class Account:
             return [Need("s3:DeleteObject", f"{bucket}/{one['Key']}") for one in params["Delete"]["Objects"]]
         if operation == "DeleteObject":
             return [Need("s3:DeleteObjectVersion" if "VersionId" in params else "s3:DeleteObject", name)]
-        of_bucket = {"ListMultipartUploads": "ListBucketMultipartUploads", "ListObjectsV2": "ListBucket"}
+        of_bucket = {
+            "HeadBucket": "ListBucket",
+            "ListMultipartUploads": "ListBucketMultipartUploads",
+            "ListObjectsV2": "ListBucket",
+        }
         return [Need(f"s3:{of_bucket.get(operation, operation)}", name if "Key" in params else bucket)]
 
     def _encryption(self, action: str, service: str = "s3") -> Need:
@@ -178,11 +189,16 @@ class Guard:
     used: set[str] = field(default_factory=set)
 
     def __call__(self, params: Mapping[str, Any], model: Any, **_: object) -> None:
-        service = model.service_model.service_name
-        for need in self.account.needs(service, model.name, params):
+        if refused := self.refused(model.service_model.service_name, model.name, params):
+            raise ClientError({"Error": {"Code": "AccessDenied", "Message": refused}}, model.name)
+
+    def refused(self, service: str, operation: str, params: Mapping[str, Any]) -> str | None:
+        """The first permission that the call lacks."""
+        for need in self.account.needs(service, operation, params):
             if not permits(self.policies, need):
-                raise ClientError({"Error": {"Code": "AccessDenied", "Message": need.action}}, model.name)
+                return need.action
             self.used.add(need.action)
+        return None
 
 
 @pytest.fixture(scope="module")
@@ -232,6 +248,115 @@ def use_storage(url: str) -> None:
     assert storage.keys("run") == []
 
 
+# What S3 clients that are not boto3 ask for: method, whether of an object, and the parameter that tells it from others.
+OPERATIONS = {
+    ("HEAD", False, None): "HeadBucket",
+    ("GET", False, "list-type"): "ListObjectsV2",
+    ("POST", False, "delete"): "DeleteObjects",
+    ("HEAD", True, None): "HeadObject",
+    ("GET", True, None): "GetObject",
+    ("PUT", True, None): "PutObject",
+    ("DELETE", True, None): "DeleteObject",
+    ("POST", True, "uploads"): "CreateMultipartUpload",
+    ("PUT", True, "uploadId"): "UploadPart",
+    ("POST", True, "uploadId"): "CompleteMultipartUpload",
+    ("DELETE", True, "uploadId"): "AbortMultipartUpload",
+}
+
+
+def call_of(request: dict[str, Any]) -> tuple[str, dict[str, Any]]:
+    """Operation and parameters of a request to S3; one that we do not know is an error."""
+    bucket, _, key = request["PATH_INFO"].lstrip("/").partition("/")
+    query = parse_qs(request["QUERY_STRING"], keep_blank_values=True)
+    mark = next((one for one in ("list-type", "delete", "uploads", "uploadId") if one in query), None)
+    operation = OPERATIONS[request["REQUEST_METHOD"], bool(key), mark]
+    params: dict[str, Any] = {"Bucket": bucket} | ({"Key": key} if key else {})
+    if operation == "DeleteObjects":
+        body = request["wsgi.input"].read(int(request["CONTENT_LENGTH"]))
+        request["wsgi.input"] = io.BytesIO(body)
+        named = ElementTree.fromstring(body).iter("{*}Key")
+        params["Delete"] = {"Objects": [{"Key": one.text} for one in named]}
+    return operation, params
+
+
+@contextmanager
+def server(guard: Guard) -> Iterator[str]:
+    """The account's S3 under the guard, for clients that are not boto3; what a URL in it has behind its ``?``."""
+    moto = DomainDispatcherApplication(create_backend_app)
+
+    def answer(request: dict[str, Any], start: Callable[..., Any]) -> Any:
+        operation, params = call_of(request)
+        # Of a bucket that is nobody's PyArrow wants to know by whom it is told so.
+        if not params["Bucket"].startswith("$") and guard.refused("s3", operation, params):
+            start("403 Forbidden", [("Content-Type", "application/xml")])
+            return [b"<Error><Code>AccessDenied</Code><Message>Access Denied</Message></Error>"]
+        return moto(request, start)
+
+    listening = make_server("127.0.0.1", 0, answer, threaded=True)
+    thread = Thread(target=listening.serve_forever, daemon=True)
+    thread.start()
+    try:
+        yield f"endpoint_override=127.0.0.1:{listening.server_port}&scheme=http&region={REGION}"
+    finally:
+        listening.shutdown()
+        thread.join()
+        listening.server_close()
+
+
+def use_ray_tune(url: str, query: str, folder: Path) -> None:
+    """What Ray Tune does with a sweep's folder, by the functions that it does it with."""
+    from ray.train._internal import storage
+
+    (folder / "trial").mkdir(parents=True)
+    (folder / "state.json").write_text("{}")
+    (folder / "trial" / "result").write_bytes(bytes(11 << 20))
+    context = storage.StorageContext(f"{url}/sweep?{query}", "ray")  # which tries it by a file of its own
+    files, at = context.storage_filesystem, context.experiment_fs_path
+    with files.open_output_stream(f"{at}/tuner.pkl") as stream:
+        stream.write(b"x")
+    storage._upload_to_fs_path(str(folder), files, at)
+    assert set(storage._list_at_fs_path(files, at)) >= {"state.json", "trial", "tuner.pkl"}
+    storage._download_from_fs_path(files, at, f"{folder}-back")
+    assert Path(f"{folder}-back", "state.json").read_text() == "{}"
+    assert not storage._exists_at_fs_path(files, f"{at}/missing")
+    files.delete_file(f"{at}/state.json")
+    files.delete_dir(at)
+    assert storage._list_at_fs_path(files, at) == []
+
+
+@pytest.mark.parametrize("role", ["RayHeadRole", "RayWorkerRole"])
+def test_ray_tune_may_keep_its_state_in_the_storage(account: Account, under: Under, role: str, tmp_path: Path) -> None:
+    with under(role) as guard, server(guard) as query:
+        use_ray_tune(account.stack.outputs["StoragePath"], query, tmp_path / "state")
+    assert guard.used >= {"s3:DeleteObject", "s3:GetObject", "s3:ListBucket", "s3:PutObject"}
+
+
+@pytest.mark.parametrize("action", ["s3:DeleteObject", "s3:GetObject", "s3:ListBucket", "s3:PutObject"])
+def test_a_permission_that_ray_tune_lacks_is_seen(account: Account, under: Under, action: str, tmp_path: Path) -> None:
+    (deployed,) = account.policies_of("RayWorkerRole")
+    fewer = json.loads(json.dumps(deployed).replace(f'"{action}"', '"s3:Nothing"'))
+    denied = pytest.raises(OSError, match="ACCESS_DENIED")
+    with under("RayWorkerRole", [fewer]) as guard, server(guard) as query, denied:
+        use_ray_tune(account.stack.outputs["StoragePath"], query, tmp_path / "state")
+
+
+@pytest.mark.parametrize("role", ["RayHeadRole", "RayWorkerRole"])
+def test_jobs_may_read_data_sets_in_the_bucket_and_not_change_them(account: Account, under: Under, role: str) -> None:
+    bucket, url = account.stack.bucket, account.stack.outputs["DataPath"]
+    name = "data/images/train/cat/1.png"
+    account.client("s3").put_object(Bucket=bucket, Key=name, Body=b"a picture")
+    with under(role):
+        tree = BucketTree.at(f"{url}/images")
+        assert tree.folders("train") == ("cat",)
+        assert tree.files("train") == ["train/cat/1.png"]
+        assert tree.read("train/cat/1.png") == b"a picture"
+        s3 = boto3.session.Session().client("s3")
+        assert_denied(lambda: s3.put_object(Bucket=bucket, Key=name, Body=b"another"))
+        assert_denied(lambda: s3.delete_object(Bucket=bucket, Key=name))
+        with pytest.raises(InputError, match="access denied"):
+            open_place(url).check_writable()
+
+
 def test_a_worker_may_do_what_jobs_do_with_their_storage_and_nothing_else(account: Account, under: Under) -> None:
     with under("RayWorkerRole") as guard:
         use_storage(account.stack.outputs["StoragePath"])
@@ -247,7 +372,7 @@ def test_whoever_has_a_ray_role_may_do_nothing_beside_the_runs(account: Account,
     with under(role):
         session = boto3.session.Session()
         s3, ec2, iam = session.client("s3"), session.client("ec2"), session.client("iam")
-        for name in ("mlflow/1/model", "runs", "runs2/model", "other"):
+        for name in ("mlflow/1/model", "runs", "runs2/model", "data", "data2/image", "other"):
             assert_denied(lambda name=name: s3.get_object(Bucket=bucket, Key=name))
             assert_denied(lambda name=name: s3.put_object(Bucket=bucket, Key=name, Body=b""))
             assert_denied(lambda name=name: s3.delete_object(Bucket=bucket, Key=name))
