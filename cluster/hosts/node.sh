@@ -17,7 +17,7 @@ export RAY_AUTH_MODE=token RAY_AUTH_TOKEN_PATH=$token
 
 ulimit -Sn "$(ulimit -Hn)" # Ray opens many files
 
-# All ports are fixed, so that a firewall can name them; those of head.sh come on top.
+# Fixed, so that a firewall can name them, as are those of head.sh; gloo and NCCL, between workers, pick theirs.
 # shellcheck disable=SC2034
 node=(
     --block --disable-usage-stats

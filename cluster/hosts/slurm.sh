@@ -3,8 +3,9 @@
 # share, with its environment (`make setup`):
 #
 #   sbatch --nodes 4 --gpus-per-node 8 cluster/hosts/slurm.sh jobs/train.py --recipe imagenet-resnet50-sns \
-#       --workers.num 32 --workers.gpus 1 --storage.path /shared/runs
+#       --data.root /shared/imagenet --storage.path /shared/runs --workers.num 32 --workers.cpus 6
 #
+# takes 4 machines of 8 GPUs and 64 cores: 192 cores are the workers', and the recipe wants 32 beside them for decoding.
 #SBATCH --job-name=distsens
 #SBATCH --nodes=2
 #SBATCH --exclusive

@@ -19,6 +19,10 @@ import hosts as namespaces
 import pytest
 from hosts import Host
 
+from distsens.command_line import parse_flags
+from distsens.distributed.cluster import check_capacity
+from distsens.experiment import Experiment, load_recipe, merge
+
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPTS = ROOT / "cluster" / "hosts"
 BIN = Path(sys.executable).parent
@@ -247,6 +251,23 @@ def refused(script: str, environment: Mapping[str, str], says: str) -> None:
     assert done.stderr.count("\n") == 1
 
 
+def test_the_example_for_slurm_says_all_that_its_recipe_needs_and_fits_its_machines() -> None:
+    script = (SCRIPTS / "slurm.sh").read_text()
+    (example,) = re.findall(r"sbatch (.*?)\n#\n", script.replace("\\\n#", ""), re.DOTALL)
+    options, _, job = example.partition("cluster/hosts/slurm.sh ")
+    machines, gpus = map(int, re.findall(r"\d+", options))
+    (cores,) = map(int, re.findall(r"GPUs and (\d+) cores", script))
+    program, *words = job.split()
+    flags = parse_flags(words)
+    recipe = load_recipe(flags.pop("recipe"), [ROOT / "jobs" / "recipes"])
+    experiment = Experiment.parse(merge(recipe, flags))
+    assert (ROOT / program).is_file()
+    assert experiment.data.name == "folder"
+    assert experiment.data.root == "/shared/imagenet"
+    nodes = [{"CPU": float(cores), "GPU": float(gpus)}] * machines
+    check_capacity(experiment.workers, nodes, "the job", experiment.data.decoding_cpus)
+
+
 def test_shellcheck_finds_nothing_in_the_scripts() -> None:
     done = shellcheck(*map(str, sorted(SCRIPTS.glob("*.sh"))))
     assert done.returncode == 0, done.stdout
@@ -269,6 +290,17 @@ def shellcheck(*arguments: str) -> subprocess.CompletedProcess[str]:
 @pytest.mark.parametrize("unit", ["ray-head.service", "ray-worker.service"])
 def test_systemd_finds_nothing_in_the_units(tmp_path: Path, unit: str) -> None:
     assert verified(tmp_path / unit, (SCRIPTS / unit).read_text()) == ""
+
+
+@pytest.mark.parametrize("unit", ["ray-head.service", "ray-worker.service"])
+def test_rays_files_outlive_the_unit_and_are_not_for_all(unit: str) -> None:
+    settings = re.findall(r"^(\w+)=(.*)$", (SCRIPTS / unit).read_text(), re.MULTILINE)
+    assert {("StateDirectory", "distsens"), ("StateDirectoryMode", "0750")} <= set(settings)
+    (command,) = (value for key, value in settings if key == "ExecStart")
+    folder = command.partition(" --temp-dir ")[2].replace("${STATE_DIRECTORY}", "/var/lib/distsens")
+    assert Path(folder).parent == Path("/var/lib/distsens")
+    # What Ray puts below it, with the longest number of a process; no socket's path has more than 107 characters.
+    assert len(f"{folder}/session_2026-01-02_03-04-05_678901_4194304/sockets/plasma_store") <= 107
 
 
 def test_systemd_finds_planted_mistakes(tmp_path: Path) -> None:

@@ -74,7 +74,11 @@ def test_prometheus_looks_where_ray_lists_its_nodes_and_for_the_pods_ports() -> 
     from ray._private.ray_constants import PROMETHEUS_SERVICE_DISCOVERY_FILE
 
     (listed,) = machines["file_sd_configs"][0]["files"]
-    assert Path(listed).name == PROMETHEUS_SERVICE_DISCOVERY_FILE
+    unit = (ROOT / "cluster" / "hosts" / "ray-head.service").read_text()
+    (state,) = re.findall(r"^StateDirectory=(\S+)$", unit, re.MULTILINE)
+    (folder,) = re.findall(r"^ExecStart=.* --temp-dir (\S+)$", unit, re.MULTILINE)
+    folder = folder.replace("${STATE_DIRECTORY}", f"/var/lib/{state}")  # as systemd does
+    assert Path(listed) == Path(folder) / PROMETHEUS_SERVICE_DISCOVERY_FILE
     port = next(rule["regex"] for rule in pods["relabel_configs"] if "port_name" in rule["source_labels"][0])
     cluster = (ROOT / "cluster" / "kubernetes" / "base" / "ray-cluster.yaml").read_text()
     assert re.search(rf"name: {port}\b", cluster)
