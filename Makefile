@@ -21,9 +21,12 @@ ui: setup ## Show the runs in the MLflow UI
 	@MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false MLFLOW_DISABLE_TELEMETRY=true $(BIN)/mlflow ui \
 		--backend-store-uri sqlite:///runs/mlflow.db --host 127.0.0.1 --port $(PORT)
 
+BUILDER ?= $(firstword $(foreach name,docker podman buildah,$(shell command -v $(name))) docker)
+
 image: ## Build the container image
-	@$(firstword $(foreach name,docker podman buildah,$(shell command -v $(name))) docker) build \
-		--file infra/image/Dockerfile --tag distsens .
+	@commit=$$(git rev-parse HEAD 2> /dev/null || echo unknown); \
+		test -z "$$(git status --porcelain 2> /dev/null)" || commit=$$commit-dirty; \
+		$(BUILDER) build --file infra/image/Dockerfile --build-arg DISTSENS_COMMIT=$$commit --tag distsens .
 
 STACK ?= /var/tmp/distsens
 

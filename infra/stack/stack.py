@@ -92,7 +92,7 @@ class Stack:
             raise
         script = self._write_client_script()
         job = f"python jobs/train.py --recipe quickstart --storage.path s3://{BUCKET}/runs"
-        print(f"next: . {script} && ray job submit --working-dir . -- {job}")
+        print(f"next: . {script} && .venv/bin/python cluster/submit.py -- {job}")
 
     def down(self) -> None:
         """End what runs, and leave the data."""
@@ -202,6 +202,7 @@ class Stack:
             # Without it ten more processes and a gigabyte, for what we do not use.
             "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
             "MLFLOW_DISABLE_TELEMETRY": "true",
+            "MLFLOW_SERVER_ALLOWED_HOSTS": _allowed_hosts(),
         }
 
     def _of_ray_nodes(self) -> dict[str, str]:
@@ -237,6 +238,12 @@ def _without_settings() -> dict[str, str]:
     """The environment of the parts, without what would lead them elsewhere."""
     others = ("AWS_", "MLFLOW_", "PG", "RAY_")
     return {name: value for name, value in os.environ.items() if not name.startswith(others)}
+
+
+def _allowed_hosts() -> str:
+    """The names that the tracking server answers to: this machine's, and that of a proxy which the caller names."""
+    more = os.environ.get("MLFLOW_SERVER_ALLOWED_HOSTS")
+    return ",".join(["127.0.0.1:*", "localhost:*", *([more] if more else [])])
 
 
 def _is_taken(port: int) -> bool:

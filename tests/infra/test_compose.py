@@ -107,11 +107,27 @@ def test_what_is_mounted_is_defined_and_readable_for_our_user_alone(compose: dic
 def test_its_commands_are_understood(compose: dict[str, Any]) -> None:
     understand = commands()
     for service in compose["services"].values():
-        program, subcommand, *arguments = service.get("command", ["none", "none"])
+        program, subcommand, *arguments = map(by_default, service.get("command", ["none", "none"]))
         if program in ("ray", "mlflow"):
             understand(program, subcommand, arguments)
     with pytest.raises(click.UsageError):
         understand("ray", "start", ["--dashboard-hosts=0.0.0.0"])
+
+
+def by_default(value: str) -> str:
+    """The value where nobody sets a variable."""
+    return re.sub(r"\$\{\w+:-(\w*)\}", r"\1", re.sub(r"\$\{\w+:\+.*\}", "", value))
+
+
+def test_the_head_does_no_work_and_workers_share_the_machine_as_they_are_told(compose: dict[str, Any]) -> None:
+    assert "--num-cpus=0" in compose["services"]["ray-head"]["command"]
+    assert "--num-cpus=${RAY_WORKER_CPUS:-2}" in compose["services"]["ray-worker"]["command"]
+
+
+def test_mlflow_answers_to_the_name_of_a_proxy_that_is_set(compose: dict[str, Any]) -> None:
+    hosts = compose["services"]["mlflow"]["environment"]["MLFLOW_SERVER_ALLOWED_HOSTS"]
+    assert by_default(hosts) == "mlflow:5000,localhost:5000,127.0.0.1:5000"
+    assert hosts == by_default(hosts) + "${MLFLOW_SERVER_ALLOWED_HOSTS:+,${MLFLOW_SERVER_ALLOWED_HOSTS}}"
 
 
 def commands() -> Callable[[str, str, list[str]], None]:

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from clone import commit_all, copy_of_the_project
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCKERFILE = (ROOT / "infra" / "image" / "Dockerfile").read_text()
@@ -71,6 +72,29 @@ def test_a_build_is_sent_what_it_copies_and_nothing_else() -> None:
 
 def test_it_runs_as_nobody_special_holds_no_secret_and_installs_what_is_locked() -> None:
     assert faults(DOCKERFILE) == []
+
+
+def test_it_says_its_commit_and_a_commit_leaves_the_layers_with_packages_as_they_are() -> None:
+    steps = instructions(DOCKERFILE)
+    place = steps.index(("ENV", "DISTSENS_COMMIT=${DISTSENS_COMMIT}"))
+    assert steps[place - 1] == ("ARG", "DISTSENS_COMMIT=unknown")
+    assert not [name for name, _ in steps[place:] if name in ("RUN", "COPY", "FROM")]
+
+
+def test_make_tells_it_the_commit_and_whether_the_clone_is_changed(tmp_path: Path) -> None:
+    copy_of_the_project(tmp_path)
+
+    def told() -> str:
+        done = subprocess.run(
+            ["make", "--silent", "image", "BUILDER=echo"], cwd=tmp_path, capture_output=True, text=True, check=True
+        )
+        return re.findall(r"--build-arg DISTSENS_COMMIT=(\S+)", done.stdout)[0]
+
+    assert told() == "unknown"
+    commit = commit_all(tmp_path)
+    assert told() == commit
+    (tmp_path / "jobs" / "another.py").write_text("")
+    assert told() == f"{commit}-dirty"
 
 
 @pytest.mark.parametrize(

@@ -25,6 +25,7 @@ import ceph
 import postgres
 import psutil
 import pytest
+import stack as stack_module
 import tracking_server
 from ceph import Ceph
 from daemons import Daemons, StackError, free_ports
@@ -313,6 +314,22 @@ def wait_for(find: Callable[[], Any], seconds: float = 30) -> Any:
         assert time.monotonic() < deadline
         time.sleep(0.1)
     return found
+
+
+def test_mlflow_answers_to_the_name_of_a_proxy_that_is_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from mlflow.server.security_utils import is_allowed_host_header
+
+    (tmp_path / "secrets").mkdir()
+    ours = stack_module.Stack(tmp_path, stack_module.PORTS, cpus=1)
+    for proxy in (None, "mlflow.example.org"):
+        monkeypatch.delenv("MLFLOW_SERVER_ALLOWED_HOSTS", raising=False)
+        if proxy:
+            monkeypatch.setenv("MLFLOW_SERVER_ALLOWED_HOSTS", proxy)
+        allowed = ours._of_tracking_server()["MLFLOW_SERVER_ALLOWED_HOSTS"].split(",")
+        assert is_allowed_host_header(allowed, "127.0.0.1:5000")
+        assert is_allowed_host_header(allowed, "localhost:5001")  # the near end of a tunnel
+        assert is_allowed_host_header(allowed, "mlflow.example.org") == (proxy is not None)
+        assert not is_allowed_host_header(allowed, "elsewhere.example.org")
 
 
 def test_a_daemon_that_ends_at_once_is_told_with_its_last_words(tmp_path: Path) -> None:
