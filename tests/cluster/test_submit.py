@@ -168,6 +168,7 @@ def test_the_package_of_a_used_clone_holds_the_code_alone(tmp_path: Path) -> Non
     for name in left_out:
         (clone / name).parent.mkdir(parents=True, exist_ok=True)
         (clone / name).write_bytes(large)
+    (clone / "infra" / "stack" / ".env").write_text("the stack's passwords")
     (clone / "my_models.py").write_text("")
     excludes = yaml.safe_load((clone / "cluster" / "runtime_env.yaml").read_text())["excludes"]
     # Without .gitignore's help: a folder that is no git checkout has none.
@@ -180,3 +181,5 @@ def test_the_package_of_a_used_clone_holds_the_code_alone(tmp_path: Path) -> Non
     assert not [
         name for name in names if name.startswith((".git/", ".venv", "runs", "data", ".cluster", ".mypy", "tests"))
     ]
+    assert "infra/stack/compose.yaml" in names
+    assert "infra/stack/.env" not in names
