@@ -46,15 +46,22 @@ def overlay(name: str) -> tuple[Object, ...]:
     return (*render(folder), *render(folder / "jobs"))
 
 
+def namespace_of(objects: Sequence[Object]) -> str:
+    """The namespace that an overlay makes."""
+    (name,) = (one["metadata"]["name"] for one in objects if one["kind"] == "Namespace")
+    return str(name)
+
+
 @cache
-def secrets_of_readme() -> tuple[Object, ...]:
-    """The Secrets that the README has the reader create, by its own commands, with other values."""
+def secrets_of_readme(namespace: str) -> tuple[Object, ...]:
+    """The Secrets that the README has the reader create there, by its own commands, with other values."""
     commands = re.findall(r"^kubectl (.* create secret generic .*)$", README.read_text(), re.MULTILINE)
     made = []
     for command in commands:
-        words = [re.sub(r"=\$.*", "=value", word) for word in shlex.split(command, comments=True)]
+        words = shlex.split(command.replace("$NAMESPACE", namespace), comments=True)
+        words = [re.sub(r"=\$.*", "=value", word) for word in words]
         made.append(json.loads(kubectl(*words, "--dry-run=client", "--output=json")))
-    return tuple(made)
+    return tuple(one for one in made if one["metadata"]["namespace"] == namespace)
 
 
 @dataclass(frozen=True)

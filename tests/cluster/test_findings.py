@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from tests.cluster.findings import findings, quantity
-from tests.cluster.manifests import Object, overlay, secrets_of_readme
+from tests.cluster.manifests import Object, namespace_of, overlay, secrets_of_readme
 
 Plant = Callable[[Any], object]
 
@@ -251,4 +251,4 @@ def test_quantities_are_numbers() -> None:
 
 
 def _found(objects: Sequence[Object]) -> list[str]:
-    return findings(objects, secrets_of_readme())
+    return findings(objects, secrets_of_readme(namespace_of(objects)))
