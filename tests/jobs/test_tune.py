@@ -167,7 +167,7 @@ def test_a_trial_over_seeds_is_the_same_as_a_separate_run(
         assert mine == pytest.approx(history, rel=1e-12)
 
 
-def test_a_population_of_two_workers_each_in_a_bucket_is_interrupted_and_goes_on_from_better_trials(
+def test_a_population_in_a_bucket_is_interrupted_and_its_worse_trial_goes_on_from_the_better_one(
     make_job: Callable[..., Any],
     nothing_left: Callable[..., None],
     moto: dict[str, str],
@@ -178,14 +178,15 @@ def test_a_population_of_two_workers_each_in_a_bucket_is_interrupted_and_goes_on
     job.environment = {**job.environment, **moto}
     recipe = {
         **SEEDS,
-        "workers": {"num": 2},
-        "search": {"stabilize.weight": {"loguniform": [0.1, 1.0]}},
+        "training": {**SEEDS["training"], "epochs": 5},
+        # Drawn far apart, so that one is the worse throughout.
+        "search": {"training.lr": {"loguniform": [1.0e-6, 1.0e-2]}},
         "sweep": {"trials": 2, "scheduler": "pbt", "interval": 1, "judged_images": 10},
     }
     path = job.folder / "population.yaml"
     path.write_text(yaml.safe_dump(recipe))
     process = job.start("--recipe", str(path), "--summary", "first.json")
-    process.wait_for("2 trials, 1 at a time (2 workers each")
+    process.wait_for("2 trials, 2 at a time (1 worker each")
     process.wait_for("trial ")
     process.popen.send_signal(signal.SIGINT)
     assert process.end() == 130, process.output
@@ -200,26 +201,29 @@ def test_a_population_of_two_workers_each_in_a_bucket_is_interrupted_and_goes_on
     assert parent.info.status == "FINISHED"
     assert len(children) == 3
     client = MlflowClient(f"sqlite:///{job.folder}/runs/mlflow.db")
-    weights = [
-        {point.value for point in client.get_metric_history(run.info.run_id, "searched/stabilize.weight")}
+    rates = [
+        {point.value for point in client.get_metric_history(run.info.run_id, "searched/training.lr")}
         for run in children
         if "distsens.sweep" in run.data.tags
     ]
-    assert max(len(some) for some in weights) > 1, "no trial has changed its values"
+    assert max(len(some) for some in rates) > 1, "no trial has changed its values"
     place = open_place(f"{job.storage_url}/{first['sweep']}/trials")
     results = [read_json(place, key)["history"] for key in place.keys("") if key.endswith("/result.json")]
-    whole = [history for history in results if len(history) == 4]
+    whole = [history for history in results if len(history) == 6]
     assert any(one[1] == other[1] for one, other in itertools.combinations(whole, 2)), (
         "no trial went on from the other's weights"
     )
 
 
-def test_optuna_searches_the_front_and_a_sweep_that_fails_too_often_ends(make_job: Callable[..., Any]) -> None:
+def test_optuna_searches_the_front_with_two_workers_a_trial_and_a_sweep_that_fails_too_often_ends(
+    make_job: Callable[..., Any],
+) -> None:
     job = make_job("tune.py")
     recipe = {
         **SEEDS,
         "training": {**SEEDS["training"], "epochs": 1},
-        "search": {"training.lr": {"choice": [1.0e30, 2.0e30]}, "stabilize.weight": {"loguniform": [0.1, 1.0]}},
+        "workers": {"num": 2},
+        "search": {"training.lr": {"choice": [3.0e-3, 1.0e30]}, "stabilize.weight": {"loguniform": [0.1, 1.0]}},
         "sweep": {"trials": 9, "searcher": "tpe", "goal": "front", "max_failed": 1, "judged_images": 0},
     }
     path = job.folder / "front.yaml"
@@ -229,6 +233,9 @@ def test_optuna_searches_the_front_and_a_sweep_that_fails_too_often_ends(make_jo
     assert process.popen.returncode == 1, process.output
     assert summary["status"] == "failed"
     assert "trials failed, more than sweep.max_failed (1)" in summary["message"]
-    assert len([one for one in summary["trials"] if one["status"] == "failed"]) < 9
+    assert {one["status"] for one in summary["trials"]} >= {"finished", "failed"}
+    assert len(summary["trials"]) < 9
+    assert summary["front"]
+    assert "1 at a time (2 workers each" in process.output
     parent, _ = sweep_runs(job)
     assert parent.info.status == "FAILED"
