@@ -33,6 +33,8 @@ _SETTINGS = {
     "RAY_USAGE_STATS_ENABLED": "0",
     # Ray's coming default, asked for here so that it does not warn of it on every start.
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    # A process that tells workers of machines about to be taken away; ours need no word, their checkpoints are there.
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
     # Train counts a wait of this length for free places as a failure; see the driver, which waits for a day.
     "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": str(PLACES_TIMEOUT_S),
 }
