@@ -25,7 +25,8 @@ from distsens.analysis import (
 from distsens.distributed.analysis_preflight import CheckedAnalysis
 from distsens.distributed.analysts import AnalystAssignment, Analysts, Shard
 from distsens.distributed.cluster import check_capacity_of_cluster, connected
-from distsens.distributed.examination_driver import cause, ended_whatever_happens, name_after
+from distsens.distributed.endings import cause
+from distsens.distributed.examination_driver import ended_whatever_happens, name_after
 from distsens.distributed.examiners import share_split
 from distsens.distributed.provenance import provenance_tags
 from distsens.distributed.signals import ignore_signals, signals_interrupt

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from distsens.distributed.driver import train_on_cluster
+from distsens.distributed.endings import EndedError
 from distsens.distributed.examination_preflight import check_examination, pool
 from distsens.distributed.examiners import Assignment, Examiners, share_split
 from distsens.distributed.preflight import Checked, check
@@ -28,7 +29,7 @@ _SHARD = 20
 _SECONDS_BETWEEN_LOOKS = 0.5
 
 
-class ChampionError(RuntimeError):
+class ChampionError(EndedError):
     """The champion's own training did not come to a good end."""
 
 

@@ -3,29 +3,24 @@
 from __future__ import annotations
 
 import time
-import traceback
 from collections.abc import Mapping
 from contextlib import closing
 from dataclasses import dataclass
 from typing import Literal
 
-import ray
-import ray.train
-
 from distsens import assembly
 from distsens.distributed.cluster import check_capacity_of_cluster, connected
+from distsens.distributed.endings import explain, finish
 from distsens.distributed.preflight import Checked
 from distsens.distributed.provenance import provenance_tags
 from distsens.distributed.recording import Followed, Recorder, log_figure, log_result, summarize
 from distsens.distributed.runs import StoredRun, new_name, pin_places
 from distsens.distributed.signals import Caught, ignore_signals, signals_interrupt
-from distsens.distributed.training import cause, follow, ray_notes, share_data, start_training
+from distsens.distributed.training import follow, ray_notes, share_data, start_training
 from distsens.distributed.worker import Job
-from distsens.errors import InputError
 from distsens.experiment import Experiment
 from distsens.report import Summary, View
-from distsens.storage import CheckpointError
-from distsens.tracking import TakenOverError, TrackedRun, is_store_error, reason, without_password
+from distsens.tracking import TrackedRun, without_password
 
 
 @dataclass
@@ -94,33 +89,15 @@ def train_on_cluster(
     except KeyboardInterrupt:
         ignore_signals()
         outcome = _Outcome("KILLED", f"interrupted by {caught.name}", caught.exit_code)
-    except (ray.train.TrainingFailedError, ray.exceptions.RayError) as error:
-        outcome.message = cause(error)
-    except (OSError, InputError, CheckpointError, TakenOverError) as error:
-        outcome.message = str(error)
     except Exception as error:
-        if is_store_error(error):
-            outcome.message = f"MLflow: {reason(error)}"
-        else:
-            view.say(traceback.format_exc())  # A fault of ours, which can only be mended where it is.
-            outcome.message = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
+        outcome.message = explain(error, view.say)
     finally:
         ignore_signals()
-        _finish(tracked, outcome, view)
+        finish(tracked, outcome.status, outcome.message, view.say)
     summary = summarize(
         experiment, stored, tracked, followed, outcome.status, outcome.message, time.monotonic() - began
     )
     return summary, outcome.exit_code
-
-
-def _finish(tracked: TrackedRun, outcome: _Outcome, view: View) -> None:
-    """End the MLflow run; a store that is down takes nothing else with it."""
-    try:
-        tracked.finish(outcome.status, outcome.message)
-    except Exception as error:
-        if not is_store_error(error):
-            raise
-        view.say(f"the MLflow run cannot be ended now ({reason(error)}); its guardian goes on trying for some minutes")
 
 
 def _open_run(

@@ -15,6 +15,7 @@ from typing import Any
 import ray
 
 from distsens.distributed.cluster import check_capacity_of_cluster, connected
+from distsens.distributed.endings import cause
 from distsens.distributed.examination_preflight import CheckedExamination, pool
 from distsens.distributed.examiners import Assignment, Examiners, share_split
 from distsens.distributed.provenance import package_versions, provenance_tags
@@ -343,9 +344,3 @@ def _source_sha256(checked: CheckedExamination) -> str | None:
 
 def _number(key: str) -> int:
     return int(Path(key).stem.removeprefix("shard-"))
-
-
-def cause(error: BaseException) -> str:
-    """The last line of an error's text, which is what happened."""
-    lines = [line for line in str(error).strip().splitlines() if line.strip()]
-    return lines[-1].strip() if lines else repr(error)

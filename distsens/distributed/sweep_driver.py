@@ -5,28 +5,26 @@ from __future__ import annotations
 import os
 import signal
 import time
-import traceback
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-import ray
 from ray import tune
 
 from distsens.distributed.board import Board, Shelf
-from distsens.distributed.champion import ChampionError, Searched, judge_finalists, train_champion, winner_of
+from distsens.distributed.champion import Searched, judge_finalists, train_champion, winner_of
 from distsens.distributed.cluster import check_capacity_of_cluster, connected, places_of_cluster, start_here
+from distsens.distributed.endings import explain
 from distsens.distributed.provenance import provenance_tags
 from distsens.distributed.runs import new_name, pin_places
 from distsens.distributed.signals import Caught, ignore_signals, signals_interrupt
 from distsens.distributed.sweep_preflight import CheckedSweep
 from distsens.distributed.sweep_record import TUNE_FOLDER, StoredSweep
-from distsens.distributed.sweep_recording import SweepRecorder, TellsRecorder, TooManyFailedError
+from distsens.distributed.sweep_recording import SweepRecorder, TellsRecorder
 from distsens.distributed.training import ray_notes
 from distsens.distributed.trial import TrialKit, train_trial
 from distsens.distributed.tuning import param_space, resources, scheduler, searcher
-from distsens.errors import InputError
 from distsens.experiment import merge
 from distsens.report.sweep import (
     Outcome,
@@ -37,8 +35,8 @@ from distsens.report.sweep import (
     sweep_metrics,
 )
 from distsens.search import SweepPlan, meets_floor
-from distsens.storage import CheckpointError, address
-from distsens.tracking import TakenOverError, TrackedRun, is_store_error, reason, without_password
+from distsens.storage import address
+from distsens.tracking import TrackedRun, is_store_error, reason, without_password
 
 # Ray Tune writes down at least this often what a resumed sweep begins with.
 _SETTINGS = {
@@ -120,16 +118,8 @@ def run_sweep(
         except KeyboardInterrupt:
             ignore_signals()
             status, message, code = "interrupted", f"interrupted by {caught.name}", caught.exit_code
-        except (OSError, InputError, CheckpointError, TakenOverError, TooManyFailedError, ChampionError) as error:
-            message = str(error)
-        except ray.exceptions.RayError as error:
-            message = f"Ray: {str(error).strip().partition(chr(10))[0]}"
         except Exception as error:
-            if is_store_error(error):
-                message = f"MLflow: {reason(error)}"
-            else:
-                view.say(traceback.format_exc())  # A fault of ours, which can only be mended where it is.
-                message = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
+            message = explain(error, view.say)
         finally:
             ignore_signals()
             outcome = _close(sweep, recorder, status, message, view)

@@ -12,6 +12,7 @@ import ray
 from ray import tune
 
 from distsens.distributed.board import Began, RungEnded, TrialEvent
+from distsens.distributed.endings import EndedError
 from distsens.distributed.monitor import EpochFinished, Started
 from distsens.distributed.sweep_record import StoredSweep
 from distsens.distributed.trial import TrialKit, trial_results
@@ -24,7 +25,7 @@ _SECONDS_BETWEEN_LOOKS = 0.5
 _DIED = "its process died"
 
 
-class TooManyFailedError(RuntimeError):
+class TooManyFailedError(EndedError):
     """More trials have failed than the sweep allows."""
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import tempfile
 import threading
 import time
@@ -31,8 +30,6 @@ _SECONDS_FOR_A_CONTROLLER = 30.0
 _SECONDS_OF_QUIET = 30.0
 _SECONDS_FOR_A_LOST_MACHINE = 600.0
 _SECONDS_FOR_A_BUSY_CLUSTER = 24 * 3600
-# What the other workers say when one of them has gone.
-_BROKEN_GROUP = re.compile(r"connection|gloo|nccl|process ?group|peer", re.IGNORECASE)
 
 
 def share_data(dataset: Dataset) -> dict[str, ray.ObjectRef]:
@@ -207,28 +204,3 @@ class _Quiet:
                 raise
         else:
             self._too_small_since = None
-
-
-def cause(error: BaseException) -> str:
-    """One line for what ended the workers: a worker's own error, without Ray's wrapping.
-
-    When one fails the others lose their connection to it, so theirs is not the cause unless there is no other.
-    """
-    failures: dict[int, BaseException] = getattr(error, "worker_failures", {})
-    own = [rank for rank in sorted(failures) if not _BROKEN_GROUP.search(_last_line(failures[rank]))]
-    if failures:
-        rank = own[0] if own else min(failures)
-        return f"worker {rank}: {_last_line(failures[rank])}"
-    if isinstance(error, ray.exceptions.RayTaskError) and isinstance(error.cause, InputError):
-        return str(error.cause)
-    lines = _lines(error)
-    # Of its own accord Ray says first what happened, and then what can be done about it.
-    return f"Ray: {lines[0]}" if isinstance(error, ray.exceptions.RayError) else lines[-1]
-
-
-def _last_line(error: BaseException) -> str:
-    return _lines(error)[-1]
-
-
-def _lines(error: BaseException) -> list[str]:
-    return [line.strip() for line in str(error).strip().splitlines() if line.strip()] or [repr(error)]

@@ -16,9 +16,10 @@ from ray import tune
 
 from distsens import assembly
 from distsens.distributed.board import Began, RungEnded, SharedData, TrialEvent
+from distsens.distributed.endings import cause
 from distsens.distributed.monitor import EpochFinished, Event, Started, Stopped
 from distsens.distributed.sweep_record import SWEEP_FILE
-from distsens.distributed.training import cause, follow, ray_notes, start_training
+from distsens.distributed.training import follow, ray_notes, start_training
 from distsens.distributed.worker import Job, Seat, run_worker
 from distsens.errors import InputError
 from distsens.experiment import CheckpointPolicy, Experiment

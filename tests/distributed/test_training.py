@@ -1,27 +1,12 @@
-"""What is said of a training that ended, and when it gives one up."""
+"""When a training that says nothing is given up."""
 
 from __future__ import annotations
 
 import pytest
-import ray
-from ray.train import WorkerGroupError
 
 from distsens.distributed import training
 from distsens.errors import InputError
 from distsens.experiment import Workers
-
-
-def test_the_worker_that_failed_is_blamed_and_not_those_that_lost_it() -> None:
-    failures = {
-        0: RuntimeError("[gloo/transport/tcp/pair.cc:553] Connection closed by peer [127.0.0.1]:4711"),
-        1: RuntimeError("Traceback (most recent call last):\n  ...\nValueError: no such class\n"),
-    }
-    assert training.cause(WorkerGroupError("workers failed", failures)) == "worker 1: ValueError: no such class"
-    assert training.cause(WorkerGroupError("workers failed", {0: failures[0]})).startswith("worker 0: [gloo/")
-
-
-def test_rays_own_errors_are_said_by_their_first_line() -> None:
-    assert training.cause(ray.exceptions.RayError("the node died\n\nwhat to do: ...")) == "Ray: the node died"
 
 
 @pytest.mark.ray

@@ -1,0 +1,76 @@
+"""How a driver's work ended, in one line, and the end of its MLflow run, whatever has gone wrong."""
+
+from __future__ import annotations
+
+import re
+import traceback
+from collections.abc import Callable
+from typing import Literal
+
+import ray
+import ray.train
+
+from distsens.errors import InputError
+from distsens.storage import CheckpointError
+from distsens.tracking import TakenOverError, TrackedRun, is_store_error, reason
+
+# What the other workers say when one of them has gone.
+_BROKEN_GROUP = re.compile(r"connection|gloo|nccl|process ?group|peer", re.IGNORECASE)
+
+
+class EndedError(RuntimeError):
+    """What a driver gives up for, in a line of its own."""
+
+
+def explain(error: Exception, say: Callable[[str], None]) -> str:
+    """One line for what ended a driver. Of a fault of ours ``say`` hears all, for it can only be mended where it is."""
+    if isinstance(error, (ray.train.TrainingFailedError, ray.exceptions.RayError)):
+        return cause(error)
+    if isinstance(error, (OSError, InputError, CheckpointError, TakenOverError, EndedError)):
+        return str(error)
+    if is_store_error(error):
+        return f"MLflow: {reason(error)}"
+    say("".join(traceback.format_exception(error)))
+    return f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
+
+
+def finish(
+    tracked: TrackedRun,
+    status: Literal["FINISHED", "FAILED", "KILLED"],
+    message: str | None,
+    say: Callable[[str], None],
+) -> None:
+    """End the MLflow run; a store that is down takes nothing else with it."""
+    try:
+        tracked.finish(status, message)
+    except Exception as error:
+        if not is_store_error(error):
+            raise
+        say(f"the MLflow run cannot be ended now ({reason(error)}); its guardian goes on trying for some minutes")
+
+
+def cause(error: BaseException) -> str:
+    """One line for what ended the workers: a worker's own error, without Ray's wrapping.
+
+    When one fails the others lose their connection to it, so theirs is not the cause unless there is no other.
+    """
+    failures: dict[int, BaseException] = getattr(error, "worker_failures", {})
+    own = [rank for rank in sorted(failures) if not _BROKEN_GROUP.search(_last_line(failures[rank]))]
+    if failures:
+        rank = own[0] if own else min(failures)
+        return f"worker {rank}: {_last_line(failures[rank])}"
+    if isinstance(error, ray.exceptions.RayTaskError) and isinstance(error.cause, InputError):
+        return str(error.cause)
+    lines = _lines(error)
+    # Of its own accord Ray says first what happened, and then what can be done about it; of a task's error it says last
+    # what happened.
+    own_accord = isinstance(error, ray.exceptions.RayError) and not isinstance(error, ray.exceptions.RayTaskError)
+    return f"Ray: {lines[0]}" if own_accord else lines[-1]
+
+
+def _last_line(error: BaseException) -> str:
+    return _lines(error)[-1]
+
+
+def _lines(error: BaseException) -> list[str]:
+    return [line.strip() for line in str(error).strip().splitlines() if line.strip()] or [repr(error)]
