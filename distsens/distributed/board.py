@@ -1,4 +1,4 @@
-"""What the trials of a sweep tell its driver, and the data that it shares with them: two actors on its machine."""
+"""What the trials of a sweep tell its driver, and an actor for the data that it shares with them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ from distsens.data import Extra
 from distsens.distributed.monitor import Event
 from distsens.distributed.training import share_data
 from distsens.experiment import Experiment
-from distsens.training import Progress
 
 _VARIANTS_KEPT = 4
 
@@ -47,28 +46,6 @@ class TrialEvent:
     trial: str
     rung: int
     event: Event | Began | RungEnded
-
-
-class Board:
-    """Holds the trials' events in order, and of each trial the latest step progress only."""
-
-    def __init__(self) -> None:
-        self._events: list[TrialEvent] = []
-        self._progress: dict[str, Progress] = {}
-
-    def post(self, event: TrialEvent) -> None:
-        """Keep an event for the driver."""
-        self._events.append(event)
-
-    def progress(self, trial: str, progress: Progress) -> None:
-        """Replace a trial's step progress."""
-        self._progress[trial] = progress
-
-    def collect(self) -> tuple[list[TrialEvent], dict[str, Progress]]:
-        """Hand over the events and the progress since the last call."""
-        events, self._events = self._events, []
-        progress, self._progress = self._progress, {}
-        return events, progress
 
 
 @dataclass(frozen=True)

@@ -1,15 +1,17 @@
-"""What workers tell the driver while a run goes on: an actor that holds events until the driver collects them."""
+"""What workers tell the driver while a run goes on, by way of a mailbox."""
 
 from __future__ import annotations
 
+import pickle
 from dataclasses import dataclass
 from typing import Any
 
 import ray
 
-from distsens.distributed.cluster import start_here
 from distsens.evaluation import Measurement
 from distsens.training import EpochRecord, Progress
+
+_PROGRESS, _TESTED = "progress", "tested"
 
 
 @dataclass(frozen=True)
@@ -57,60 +59,36 @@ class Tested:
 Event = Started | EpochFinished | EndedEarly | Stopped | Tested
 
 
-class Monitor:
-    """Holds events in order, and of step progress and test progress the latest only."""
+@dataclass(frozen=True)
+class News:
+    """Events since the last news, and of step progress and tested images the latest, None where there is none."""
 
-    def __init__(self) -> None:
-        self._events: list[Event] = []
-        self._progress: Progress | None = None
-        self._tested = 0
-        self._controller: Any = None
-
-    def controlled_by(self, controller: Any) -> None:
-        """Keep the handle of the actor that controls the workers."""
-        self._controller = controller
-
-    def controller(self) -> Any:
-        """The actor that controls the workers, or None until it is there."""
-        return self._controller
-
-    def post(self, event: Event) -> None:
-        """Keep an event for the driver."""
-        self._events.append(event)
-
-    def progress(self, progress: Progress) -> None:
-        """Replace the step progress."""
-        self._progress = progress
-
-    def testing(self, images: int) -> None:
-        """Replace the number of test images that rank 0 has done."""
-        self._tested = images
-
-    def collect(self) -> tuple[list[Event], Progress | None, int]:
-        """Hand over the events since the last call, and the latest progress."""
-        events, self._events = self._events, []
-        return events, self._progress, self._tested
+    events: tuple[Event, ...]
+    progress: Progress | None
+    tested: int | None
 
 
 @dataclass(frozen=True)
 class ActorTold:
-    """A worker's way to the monitor: what must arrive is waited for."""
+    """A worker's way to the driver's mailbox: what must arrive is waited for."""
 
-    monitor: Any
+    mailbox: Any
 
     def post(self, event: Event) -> None:
-        """Wait until the monitor holds the event."""
-        ray.get(self.monitor.post.remote(event))
+        """Wait until the mailbox holds the event."""
+        ray.get(self.mailbox.post.remote(pickle.dumps(event)))
 
     def progress(self, progress: Progress) -> None:
         """Send the step progress."""
-        self.monitor.progress.remote(progress)
+        self.mailbox.note.remote(_PROGRESS, pickle.dumps(progress))
 
     def testing(self, images: int) -> None:
         """Send the number of test images that are done."""
-        self.monitor.testing.remote(images)
+        self.mailbox.note.remote(_TESTED, pickle.dumps(images))
 
 
-def start_monitor() -> Any:
-    """Start a monitor on the driver's node, where it lives exactly as long as the driver's node does."""
-    return start_here(Monitor)
+def collect(mailbox: Any) -> News:
+    """What the workers have told since the last call."""
+    letters, notes = ray.get(mailbox.collect.remote())
+    latest = {about: pickle.loads(content) for about, content in notes.items()}
+    return News(tuple(map(pickle.loads, letters)), latest.get(_PROGRESS), latest.get(_TESTED))

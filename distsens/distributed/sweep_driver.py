@@ -12,10 +12,11 @@ from typing import Any, Literal
 
 from ray import tune
 
-from distsens.distributed.board import Board, Shelf
+from distsens.distributed.board import Shelf
 from distsens.distributed.champion import Searched, judge_finalists, train_champion, winner_of
 from distsens.distributed.cluster import check_capacity_of_cluster, connected, places_of_cluster, start_here
 from distsens.distributed.endings import explain
+from distsens.distributed.mailbox import Mailbox
 from distsens.distributed.provenance import provenance_tags
 from distsens.distributed.runs import new_name, pin_places
 from distsens.distributed.signals import Caught, ignore_signals, signals_interrupt
@@ -94,7 +95,7 @@ def run_sweep(
             f"{plan.total} trials, {sweep.at_a_time} at a time ({workers.num} worker{'s' * (workers.num > 1)} each, "
             f"{workers.cpus} CPU{f' and {workers.gpus} GPU' if workers.gpus else ''} a worker)"
         )
-        kit = TrialKit(plan, sweep.stored.place.url, start_here(Board), start_here(Shelf))
+        kit = TrialKit(plan, sweep.stored.place.url, start_here(Mailbox), start_here(Shelf))
         tracking = _Tracking(sweep.tracked.uri, checked.base.artifact_root, _tags(plan, sweep.stored.name))
         recorder = SweepRecorder(sweep.stored, plan, kit, view, tracking)
         try:

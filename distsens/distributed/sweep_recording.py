@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import queue
 import threading
 from collections.abc import Sequence
@@ -125,12 +126,12 @@ class SweepRecorder:
             over = False
             while not over:
                 over = self._over.wait(_SECONDS_BETWEEN_LOOKS)
-                # What Ray Tune says of a trial comes after the trial's own words: those are on the board by then.
+                # What Ray Tune says of a trial comes after the trial's own words: those are in the mailbox by then.
                 ends = self._taken_ends()
-                events, steps = ray.get(self._kit.board.collect.remote())
-                self._steps |= steps
-                for event in events:
-                    self._take(event)
+                letters, notes = ray.get(self._kit.mailbox.collect.remote())
+                self._steps |= {trial: pickle.loads(step) for trial, step in notes.items()}
+                for letter in letters:
+                    self._take(pickle.loads(letter))
                 for end in ends:
                     self._end(end)
                 self._view.update(self.in_order, {trial: _step(one) for trial, one in self._steps.items()})

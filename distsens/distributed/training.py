@@ -16,8 +16,9 @@ from ray.train.torch import TorchTrainer
 from ray.train.v2._internal.execution.callback import ControllerCallback
 
 from distsens.data import Dataset, ImageFiles, ImageSet
-from distsens.distributed.cluster import PLACES_TIMEOUT_S, check_capacity_of_cluster
-from distsens.distributed.monitor import Event, Started, start_monitor
+from distsens.distributed.cluster import PLACES_TIMEOUT_S, check_capacity_of_cluster, start_here
+from distsens.distributed.mailbox import Mailbox
+from distsens.distributed.monitor import Event, News, Started, collect
 from distsens.distributed.signals import ignore_signals
 from distsens.distributed.worker import Job, train_worker
 from distsens.errors import InputError
@@ -54,8 +55,8 @@ def ray_notes() -> tempfile.TemporaryDirectory[str]:
 class Training:
     """``TorchTrainer.fit`` in a thread, so that the main one can follow, and answer signals."""
 
-    def __init__(self, trainer: TorchTrainer, monitor: Any) -> None:
-        self.monitor = monitor
+    def __init__(self, trainer: TorchTrainer, mailbox: Any) -> None:
+        self.mailbox = mailbox
         self._trainer = trainer
         self._error: BaseException | None = None
         self._thread = threading.Thread(target=self._fit, daemon=True)
@@ -87,31 +88,31 @@ class Training:
         deadline = time.monotonic() + _SECONDS_FOR_A_CONTROLLER
         while self.going_on and time.monotonic() < deadline:
             try:
-                controller = ray.get(self.monitor.controller.remote())
+                controller = ray.get(self.mailbox.controller.remote())
             except ray.exceptions.RayActorError:
-                return  # The machine lost the monitor, so nobody knows the controller.
+                return  # The machine lost the mailbox, so nobody knows the controller.
             if controller is not None:
                 ray.kill(controller)
             self._thread.join(_SECONDS_BETWEEN_LOOKS)
 
 
 class _TellsOfController(ControllerCallback):
-    """Tells the monitor of Ray Train's controller, so that the driver can end it."""
+    """Tells the mailbox of Ray Train's controller, so that the driver can end it."""
 
-    def __init__(self, monitor: Any) -> None:
-        self._monitor = monitor
+    def __init__(self, mailbox: Any) -> None:
+        self._mailbox = mailbox
 
     def after_controller_start(self, train_run_context: Any) -> None:  # noqa: ARG002
-        ray.get(self._monitor.controlled_by.remote(ray.get_runtime_context().current_actor))
+        ray.get(self._mailbox.controlled_by.remote(ray.get_runtime_context().current_actor))
 
 
 def start_training(job: Job, notes: str) -> Training:
     """Start the job's workers; ``notes`` is a folder of :func:`ray_notes`."""
     workers = job.experiment.workers
-    monitor = start_monitor()
+    mailbox = start_here(Mailbox)
     trainer = TorchTrainer(
         train_worker,
-        train_loop_config={"job": job, "monitor": monitor},
+        train_loop_config={"job": job, "mailbox": mailbox},
         scaling_config=ray.train.ScalingConfig(
             num_workers=workers.num,
             use_gpu=workers.gpus > 0,
@@ -125,10 +126,10 @@ def start_training(job: Job, notes: str) -> Training:
                 max_failures=workers.max_failures,
                 controller_failure_limit=_SECONDS_FOR_A_BUSY_CLUSTER // PLACES_TIMEOUT_S,
             ),
-            callbacks=[_TellsOfController(monitor)],
+            callbacks=[_TellsOfController(mailbox)],
         ),
     )
-    return Training(trainer, monitor)
+    return Training(trainer, mailbox)
 
 
 class Shown(Protocol):
@@ -147,25 +148,23 @@ class Shown(Protocol):
 def follow(training: Training, experiment: Experiment, shown: Shown, take: Callable[[Event], None]) -> None:
     """Take what the workers tell until they are done; raise what ended them."""
     shown.doing("starting the workers")
-    began, started, waiting_said, latest, tested = time.monotonic(), False, False, None, 0
+    began, started, waiting_said = time.monotonic(), False, False
     quiet = _Quiet(experiment.workers, experiment.data.decoding_cpus)
     going_on = True
     while going_on:
         going_on = training.going_on
-        events, progress, tested_now = ray.get(training.monitor.collect.remote())
-        if events or progress != latest or tested_now != tested:
-            quiet.ended()
-        else:
+        news = collect(training.mailbox)
+        if news == News((), None, None):
             quiet.check()
-        for event in events:
+        else:
+            quiet.ended()
+        for event in news.events:
             started = started or isinstance(event, Started)
             take(event)
-        if progress is not None and progress != latest:
-            latest = progress
-            shown.step(progress)
-        if tested_now != tested:
-            tested = tested_now
-            shown.doing("testing", f"{tested} images")
+        if news.progress is not None:
+            shown.step(news.progress)
+        if news.tested is not None:
+            shown.doing("testing", f"{news.tested} images")
         if not started and not waiting_said and time.monotonic() - began > _SECONDS_BEFORE_WAITING_IS_SAID:
             waiting_said = True
             shown.say("still waiting for the cluster to give the workers their place")

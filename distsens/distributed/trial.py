@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager
@@ -90,12 +91,12 @@ class TrialKit:
     """What every trial of a sweep is given.
 
     url : of the sweep's place in storage.
-    board, shelf : actors, see there.
+    mailbox, shelf : actors, see there.
     """
 
     plan: SweepPlan
     url: str
-    board: Any
+    mailbox: Any
     shelf: Any
 
     def place(self, trial: str) -> Place:
@@ -248,7 +249,7 @@ class _Trial:
 
     def _post(self, rung: int, event: Event | Began | RungEnded) -> None:
         try:
-            ray.get(self.kit.board.post.remote(TrialEvent(self.name, rung, event)))
+            ray.get(self.kit.mailbox.post.remote(pickle.dumps(TrialEvent(self.name, rung, event))))
         except ray.exceptions.RayActorError:
             raise DriverGoneError(self.kit.url) from None
 
@@ -277,7 +278,7 @@ class _Account:
 
     def progress(self, progress: Progress) -> None:
         """Pass it on."""
-        self.trial.kit.board.progress.remote(self.trial.name, progress)
+        self.trial.kit.mailbox.note.remote(self.trial.name, pickle.dumps(progress))
 
     def step(self, progress: Progress) -> None:
         """Pass it on."""

@@ -100,7 +100,7 @@ def train_worker(config: Mapping[str, Any]) -> None:
     seat = Seat(
         context.get_world_rank(), context.get_world_size(), ray.train.torch.get_device(), on_epoch=ray.train.report
     )
-    run_worker(config["job"], seat, ActorTold(config["monitor"]))
+    run_worker(config["job"], seat, ActorTold(config["mailbox"]))
 
 
 def run_worker(job: Job, seat: Seat, told: Told) -> None:

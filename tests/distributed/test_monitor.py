@@ -2,39 +2,49 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import ray
 
-from distsens.distributed.monitor import EpochFinished, Monitor, Started, Stopped, start_monitor
+from distsens.distributed.cluster import start_here
+from distsens.distributed.mailbox import Mailbox
+from distsens.distributed.monitor import ActorTold, EpochFinished, News, Started, Stopped, collect
 from distsens.training import EpochRecord, Progress
 
 pytestmark = pytest.mark.ray
 
 
-def test_events_are_handed_over_in_order_and_once(local_ray: None) -> None:
-    monitor = start_monitor()
+def test_events_are_handed_over_in_order_and_once_and_of_progress_the_latest(local_ray: None) -> None:
+    mailbox = start_here(Mailbox)
+    told = ActorTold(mailbox)
     record = EpochRecord(1, {"validation/robust_accuracy": 0.5})
-    events = [Started(2, "cpu", ()), EpochFinished(record, best=True, saved=False), Stopped("why")]
-    ray.get([monitor.post.remote(event) for event in events])
+    events = (Started(2, "cpu", ()), EpochFinished(record, best=True, saved=False), Stopped("why"))
+    for event in events:
+        told.post(event)
     first = Progress(1, 3, 10, 100.0, {"ce": 1.0})
     second = Progress(1, 4, 10, 100.0, {"ce": 0.9})
-    ray.get([monitor.progress.remote(first), monitor.progress.remote(second), monitor.testing.remote(7)])
-    assert ray.get(monitor.collect.remote()) == (events, second, 7)
-    assert ray.get(monitor.collect.remote()) == ([], second, 7)
+    told.progress(first)
+    told.progress(second)
+    told.testing(7)
+    assert collect(mailbox) == News(events, second, 7)
+    assert collect(mailbox) == News((), None, None)
 
 
-def test_the_monitor_lives_on_the_drivers_node_and_takes_no_core(local_ray: None) -> None:
+def test_the_mailbox_lives_on_the_drivers_node_and_takes_no_core(local_ray: None) -> None:
     before = ray.available_resources()["CPU"]
-    monitor = start_monitor()
-    ray.get(monitor.collect.remote())
+    mailbox = start_here(Mailbox)
+    collect(mailbox)
     assert ray.available_resources()["CPU"] == before
 
 
-def test_a_monitor_starts_empty() -> None:
-    assert Monitor().collect() == ([], None, 0)
+def test_the_process_of_a_mailbox_need_not_wait_for_torch() -> None:
+    modules = "import sys, distsens.distributed.mailbox; print({'torch', 'ray', 'numpy'} & sys.modules.keys())"
+    done = subprocess.run([sys.executable, "-c", modules], capture_output=True, text=True, check=True)
+    assert done.stdout == "set()\n"
 
 
 @ray.remote(num_cpus=1)
