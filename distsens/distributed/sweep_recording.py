@@ -173,18 +173,21 @@ class SweepRecorder:
         return state
 
     def _open_run(self, state: TrialState) -> None:
-        if state.mlflow_run_id is not None:
-            self._runs[state.trial] = TrackedRun.reopen(self._tracking.uri, state.mlflow_run_id)
+        uri, sweep = self._tracking.uri, self._stored.mlflow_run_id
+        known = state.mlflow_run_id or TrackedRun.of_trial(uri, sweep, state.trial)
+        if known is not None:
+            self._runs[state.trial], state.mlflow_run_id = TrackedRun.reopen(uri, known), known
             return
         base = self._plan.base
         run = TrackedRun.create(
-            self._tracking.uri,
+            uri,
             experiment=base.tracking.experiment,
             name=f"{self._stored.name}-{state.number:03d}",
             params={**base.flat(), **state.values},
-            tags={**self._tracking.tags, "distsens.trial": state.trial},
+            tags=self._tracking.tags,
             artifact_root=self._tracking.artifact_root,
-            sweep=self._stored.mlflow_run_id,
+            sweep=sweep,
+            trial=state.trial,
         )
         self._runs[state.trial], state.mlflow_run_id = run, run.run_id
 

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 MODEL_TAG = "distsens.model"
 MODEL_NAME = "model"
 _PARENT_TAG = "mlflow.parentRunId"
+_TRIAL_TAG = "distsens.trial"
 WEIGHTS_ARTIFACT = "weights/model.safetensors"
 _EPOCH = "epoch"
 _LONGEST_DIGEST = 36
@@ -68,6 +69,7 @@ class TrackedRun:
         tags: Mapping[str, str],
         artifact_root: str | None,
         sweep: str | None = None,
+        trial: str | None = None,
     ) -> TrackedRun:
         """Start a new run.
 
@@ -82,6 +84,7 @@ class TrackedRun:
         artifact_root : folder or URI under which the experiment's artifacts are stored; used when the experiment is
             created. None leaves it to the server, or puts them beside an SQLite file.
         sweep : id of the sweep's run, for the run of a trial, which is shown and ended with it.
+        trial : id of that trial.
         """
         location = artifact_location(uri, artifact_root)
         client = connect(uri)
@@ -89,7 +92,7 @@ class TrackedRun:
 
         driver = uuid.uuid4().hex
         experiment_id = open_experiment(client, experiment, location)
-        nested = {} if sweep is None else {_PARENT_TAG: sweep, SWEEP_TAG: sweep}
+        nested = {} if sweep is None else {_PARENT_TAG: sweep, SWEEP_TAG: sweep, _TRIAL_TAG: trial or ""}
         started = client.create_run(experiment_id, tags={**tags, **nested, DRIVER_TAG: driver}, run_name=name)
         run = cls(client, started.info.run_id, driver, last_epoch=None, sweep=sweep)
         client.log_batch(run.run_id, params=[Param(key, str(value)) for key, value in params.items()])
@@ -114,6 +117,14 @@ class TrackedRun:
         last_epoch = found.data.metrics.get(_EPOCH)
         sweep = found.data.tags.get(SWEEP_TAG)
         return cls(client, run_id, driver, None if last_epoch is None else int(last_epoch), sweep)
+
+    @staticmethod
+    def of_trial(uri: str, sweep: str, trial: str) -> str | None:
+        """Id of the run of a sweep's trial, or None; a driver that was killed may not have kept what it created."""
+        client = connect(uri)
+        mine = f"tags.`{SWEEP_TAG}` = '{sweep}' and tags.`{_TRIAL_TAG}` = '{trial}'"
+        found = client.search_runs([find_run(client, sweep).info.experiment_id], filter_string=mine, max_results=1)
+        return found[0].info.run_id if found else None
 
     def last_logged_epoch(self) -> int | None:
         """The highest epoch that `log_epoch` has written, None before the first."""

@@ -72,7 +72,8 @@ def make_sweep(tmp_path: Path) -> Callable[..., Sweep]:
     def make(**settings: Any) -> Sweep:
         plan = SweepPlan.parse({**RECIPE, "sweep": {**RECIPE["sweep"], **settings}})
         uri, place = f"sqlite:///{tmp_path}/mlflow.db", open_place(str(tmp_path / "sweep"))
-        parent = TrackedRun.create(uri, experiment="e", name="sweep", params={}, tags={}, artifact_root=None)
+        experiment = plan.base.tracking.experiment
+        parent = TrackedRun.create(uri, experiment=experiment, name="sweep", params={}, tags={}, artifact_root=None)
         stored = StoredSweep("sweep", place, {}, parent.run_id)
         parent.finish("FINISHED")
         tracking = SimpleNamespace(uri=uri, artifact_root=None, tags={})
@@ -118,3 +119,16 @@ def test_a_trial_that_ray_tune_has_forgotten_is_none(make_sweep: Callable[..., S
     again.settle([TuneTrial("t1", "ERROR")])
     assert [(one.trial, one.number) for one in again.in_order] == [("t1", 1)]
     assert [one.trial for one in sweep.recorder().in_order] == ["t1"]
+
+
+def test_a_run_that_a_killed_driver_created_and_did_not_write_down_is_taken_up(
+    make_sweep: Callable[..., Sweep],
+) -> None:
+    sweep = make_sweep()
+    sweep.recorder().settle([TuneTrial("t0", "ERROR")])
+    sweep.stored.forget("t0")
+    recorder = sweep.recorder()
+    recorder.settle([TuneTrial("t0", "ERROR"), TuneTrial("t1", "ERROR")])
+    assert sweep.statuses() == {"t0": "FAILED", "t1": "FAILED"}
+    client = MlflowClient(sweep.tracking.uri)
+    assert len(client.search_runs([one.experiment_id for one in client.search_experiments()])) == 3
