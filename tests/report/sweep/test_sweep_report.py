@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 from typing import Any
 
 import pytest
@@ -125,6 +126,18 @@ def test_each_rung_that_a_trial_does_is_a_line_that_is_said_once(trials: list[Tr
     assert sum(line.startswith("trial   0") for line in lines) == 2
     assert len(lines) == 6
     assert "failed: the loss is not finite" in lines[3]
+
+
+def test_a_terminal_shows_the_trials_live_with_the_best_the_front_and_the_time_left(trials: list[TrialState]) -> None:
+    output = io.StringIO()
+    with SweepView(Console(file=output, width=200, height=40, force_terminal=True), total=8, rungs=2) as view:
+        running = trial(5, 3.0, (0.9, 0.6), status="running")
+        view.update([trials[0], running], {"t5": "epoch 2, 7/9"})
+        view.update([*trials, running], {"t5": "epoch 2, 8/9"})
+    shown = output.getvalue()
+    assert "epoch 2, 8/9" in shown
+    assert "5 of 8 trials done; best so far 3: 98.0% clean, 80.0% robust; front 98.0%/80.0% 99.0%/70.0%" in shown
+    assert re.search(r"front \S+ \S+ +\d+ s left", shown)
 
 
 def test_the_final_table_marks_the_front_and_the_champion(trials: list[TrialState]) -> None:
