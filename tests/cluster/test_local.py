@@ -26,6 +26,7 @@ TRAIN = """
 jobs/train.py --recipe quickstart --data.limit 128 --training.epochs 1 --attack.steps 1 --validation.steps 1
 --test.steps 1 --test.restarts 1 --stabilize.weight 0
 """.split()
+GRID = "--search.seed.grid 0 1 --sweep.searcher grid --sweep.judged_images 0".split()
 
 
 @dataclass
@@ -146,15 +147,17 @@ def test_all_jobs_are_submitted_and_the_training_tells_its_commit(cluster: Clust
     (run,) = client.search_runs([experiment.experiment_id for experiment in client.search_experiments()])
     assert (run.info.status, run.data.tags["distsens.commit"]) == ("FINISHED", cluster.commit)
     address = str(storage / str(run.info.run_name))
+    one = ("--workers.num", "1")
     others = [
-        ("jobs/tune.py", "--recipe", "tune-quickstart"),
-        ("jobs/evaluate.py", "--model", address),
-        ("jobs/analyze.py", "--model", address),
+        ("jobs/evaluate.py", "--model", address, "--attacks", "pgd", "--data.limit", "20", *one),
+        ("jobs/analyze.py", "--model", address, "--data.limit", "20", "--output", str(storage / "analysis"), *one),
+        ("jobs/tune.py", *TRAIN[1:], *one, *GRID),
     ]
     for job in others:
-        checked = cluster.submit(*job, "--dry-run")
-        assert checked.returncode == 0, checked.stdout + checked.stderr
-        assert "everything that can be checked is in order" in checked.stdout
+        done = cluster.submit(*job)
+        assert done.returncode == 0, done.stdout + done.stderr
+    assert (storage / "analysis" / "report.html").is_file()
+    assert client.get_model_version_by_alias("quickstart", "champion").tags["sweep"].startswith("quickstart-")
 
 
 def test_the_exit_code_is_the_jobs(cluster: Cluster) -> None:
