@@ -11,7 +11,6 @@ from distsens import assembly
 from distsens.distributed.cluster import check_capacity_here
 from distsens.distributed.preflight import Checked, check, check_against
 from distsens.errors import InputError
-from distsens.experiment import Experiment
 from distsens.search import SweepPlan
 
 _MOST_CHECKED = 64
@@ -36,9 +35,13 @@ def check_sweep(plan: SweepPlan, tell: Callable[[str], None] = lambda _: None) -
     for experiment in (plan.base, plan.champion(plan.first)):
         check_capacity_here(experiment.workers, experiment.data.decoding_cpus)
     base = check(plan.base, tell)
-    for rung in range(1, plan.rungs):
-        _check_part(f"sweep.rungs.{rung}", plan.experiment(plan.first, rung), base, tell)
-    _check_part("sweep.champion", plan.champion(plan.first), base, tell)
+    parts = {f"sweep.rungs.{rung}": plan.experiment(plan.first, rung) for rung in range(1, plan.rungs)}
+    for where, experiment in {**parts, "sweep.champion": plan.champion(plan.first)}.items():
+        try:
+            same = (experiment.data, experiment.seed) == (plan.base.data, plan.base.seed)
+            check_against(experiment, base.dataset if same else assembly.load_data(experiment, tell), base.extra)
+        except InputError as error:
+            raise InputError(f"{where}.{error.field}", error.value, error.allowed) from None
     for values in _extremes(plan):
         experiment = plan.experiment(values)
         try:
@@ -47,15 +50,6 @@ def check_sweep(plan: SweepPlan, tell: Callable[[str], None] = lambda _: None) -
             given = ", ".join(f"{field} {value!r}" for field, value in values.items())
             raise InputError(f"search.{error.field}", error.value, f"{error.allowed} (with {given})") from None
     return CheckedSweep(plan, base)
-
-
-def _check_part(where: str, experiment: Experiment, base: Checked, tell: Callable[[str], None]) -> None:
-    """Check what a section of ``sweep`` makes of the recipe, with the data that it asks for."""
-    try:
-        dataset = assembly.load_data(experiment, tell)
-        check_against(experiment, dataset, base.extra)
-    except InputError as error:
-        raise InputError(f"{where}.{error.field}", error.value, error.allowed) from None
 
 
 def _extremes(plan: SweepPlan) -> Iterator[dict[str, Any]]:
