@@ -14,7 +14,7 @@ from distsens.data import ImageFiles, Images, read_ahead
 from distsens.errors import InputError
 
 
-def stream(images: Images, batches: Sequence[Tensor], *, tasks: int) -> Iterator[Tensor]:
+def stream(images: Images, batches: Sequence[Tensor], *, shared: ray.ObjectRef, tasks: int) -> Iterator[Tensor]:
     """``images[batch]`` of each batch in turn, as :func:`distsens.data.read_ahead` gives them, decoded by Ray Data.
 
     The batches and their order are the caller's: they depend neither on how many workers there are nor on who decodes.
@@ -24,6 +24,7 @@ def stream(images: Images, batches: Sequence[Tensor], *, tasks: int) -> Iterator
     ----------
     images : what is in memory already is not streamed.
     batches : numbers of the images, as many in each.
+    shared : the same images in the object store, where those who decode find their names.
     tasks : batches that are decoded at a time, each on a core of its own; the cluster must have one that is free.
 
     Raises
@@ -40,7 +41,7 @@ def stream(images: Images, batches: Sequence[Tensor], *, tasks: int) -> Iterator
     context.raise_original_map_exception = True
     decoded = ray.data.from_numpy([batch.numpy() for batch in batches]).map_batches(
         _decode,
-        fn_args=[ray.put(images)],
+        fn_args=[[shared]],
         batch_size=None,
         batch_format="numpy",
         compute=ray.data.TaskPoolStrategy(size=tasks),
@@ -52,6 +53,6 @@ def stream(images: Images, batches: Sequence[Tensor], *, tasks: int) -> Iterator
         raise error.cause if isinstance(error.cause, InputError) else error from None
 
 
-def _decode(batch: dict[str, np.ndarray], files: ImageFiles | ray.ObjectRef) -> dict[str, np.ndarray]:
-    images = ray.get(files) if isinstance(files, ray.ObjectRef) else files
+def _decode(batch: dict[str, np.ndarray], shared: Sequence[ray.ObjectRef]) -> dict[str, np.ndarray]:
+    (images,) = ray.get(list(shared))  # in a list, or Ray would hand over what it refers to
     return {"image": np.stack([images.decoded(int(row)) for row in batch["data"]])}

@@ -12,13 +12,13 @@ from typing import Any, Literal
 
 from ray import tune
 
-from distsens.distributed.board import Shelf
 from distsens.distributed.champion import Searched, judge_finalists, train_champion, winner_of
 from distsens.distributed.cluster import check_capacity_of_cluster, connected, places_of_cluster, start_here
 from distsens.distributed.endings import explain
 from distsens.distributed.mailbox import Mailbox
 from distsens.distributed.provenance import provenance_tags
 from distsens.distributed.runs import new_name, pin_places
+from distsens.distributed.shelf import Shelf
 from distsens.distributed.signals import Caught, ignore_signals, signals_interrupt
 from distsens.distributed.sweep_preflight import CheckedSweep
 from distsens.distributed.sweep_record import TUNE_FOLDER, StoredSweep

@@ -12,9 +12,9 @@ from typing import Any, Literal
 import ray
 from ray import tune
 
-from distsens.distributed.board import Began, RungEnded, TrialEvent
 from distsens.distributed.endings import EndedError
 from distsens.distributed.monitor import EpochFinished, Started
+from distsens.distributed.sweep_events import Began, RungEnded, TrialEvent
 from distsens.distributed.sweep_record import StoredSweep
 from distsens.distributed.trial import TrialKit, trial_results
 from distsens.report.sweep import RungState, SweepView, TrialState

@@ -16,9 +16,10 @@ import torch
 from ray import tune
 
 from distsens import assembly
-from distsens.distributed.board import Began, RungEnded, SharedData, TrialEvent
 from distsens.distributed.endings import cause
 from distsens.distributed.monitor import EpochFinished, Event, Started, Stopped
+from distsens.distributed.shelf import SharedData
+from distsens.distributed.sweep_events import Began, RungEnded, TrialEvent
 from distsens.distributed.sweep_record import SWEEP_FILE
 from distsens.distributed.training import follow, ray_notes, start_training
 from distsens.distributed.worker import Job, Seat, run_worker

@@ -159,8 +159,8 @@ class _Worker:
         plan = assembly.build_plan(experiment, len(images), self._split("validation")[1].numpy(), self.job.extra)
         step = assembly.build_step(experiment, state, self._distributed(state.model), self.layers)
         watchers = Watchers(self._validate, self._on_step, self._on_epoch, self._recall)
-        cpus = experiment.data.decoding_cpus
-        read = partial(stream, tasks=math.ceil(cpus / self.size)) if cpus else read_ahead
+        cpus, shared = experiment.data.decoding_cpus, self.job.arrays["train/images"]
+        read = partial(stream, shared=shared, tasks=math.ceil(cpus / self.size)) if cpus else read_ahead
         return train(state, step, images, labels, plan, watchers, self.job.until, read)
 
     def _distributed(self, model: nn.Module) -> nn.Module:

@@ -33,8 +33,9 @@ def files(tmp_path: Path) -> ImageFiles:
 def in_a_worker(files: ImageFiles, order: list[int], size: int) -> list[torch.Tensor]:
     """Batches streamed to a worker that holds one of the cluster's two cores."""
     batches = list(torch.tensor(order).reshape(-1, size))
-    worker = ray.remote(num_cpus=1)(lambda: list(stream(files, batches, tasks=2)))
-    found: list[torch.Tensor] = ray.get(worker.remote(), timeout=120)
+    shared = [ray.put(files)]  # in a list, or Ray would hand over what it refers to
+    worker = ray.remote(num_cpus=1)(lambda shared: list(stream(files, batches, shared=shared[0], tasks=2)))
+    found: list[torch.Tensor] = ray.get(worker.remote(shared), timeout=120)
     return found
 
 
@@ -60,5 +61,5 @@ def test_a_file_that_is_gone_stops_with_its_name(local_ray: None, files: ImageFi
 
 def test_images_in_memory_are_not_streamed() -> None:
     images = torch.arange(6, dtype=torch.uint8).reshape(6, 1, 1, 1)
-    found = list(stream(images, [torch.tensor([3, 1]), torch.tensor([0, 5])], tasks=1))
+    found = list(stream(images, [torch.tensor([3, 1]), torch.tensor([0, 5])], shared=ray.ObjectRef.nil(), tasks=1))
     assert [batch.flatten().tolist() for batch in found] == [[3, 1], [0, 5]]

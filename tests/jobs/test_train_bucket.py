@@ -95,6 +95,12 @@ def three_cores(
         shutil.rmtree(sockets, ignore_errors=True)
 
 
+def ray_data_decodes(environment: dict[str, str]) -> bool:
+    """Whether Ray Data has written in its log that it did."""
+    logs = Path(environment["RAY_TMPDIR"]).glob("ray/session_*/logs/ray-data/ray-data.log")
+    return any("MapBatches(_decode)" in log.read_text() for log in logs)
+
+
 def weights(storage: str) -> dict[str, torch.Tensor]:
     return safetensors.torch.load(Checkpoints(open_place(storage)).load(3).files["model.safetensors"])
 
@@ -112,12 +118,14 @@ def test_a_tree_in_a_bucket_trains_the_same_kept_in_memory_or_decoded_by_ray_dat
     )
     decoded = (*arguments, "--data.memory", "0", "--data.decoding_cpus", "1")
     kept = job.finish(*arguments, "--workers.num", "1")
+    assert not ray_data_decodes(three_cores)
     killed = job.start(*decoded, "--workers.num", "1")
     killed.wait_for("epoch   1")
     killed.popen.send_signal(signal.SIGKILL)
     killed.end()
     resumed = job.finish("--resume", killed.run)
     assert any(line.startswith("resumed after epoch") for line in job.processes[-1].lines)
+    assert ray_data_decodes(three_cores)
     shared = job.finish(*decoded, "--workers.num", "2")
     expected, again, by_two = (weights(one["storage"]) for one in (kept, resumed, shared))
     torch.testing.assert_close(again, expected, rtol=0, atol=0)

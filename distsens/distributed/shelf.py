@@ -1,51 +1,17 @@
-"""What the trials of a sweep tell its driver, and an actor for the data that it shares with them."""
+"""The data that the trials of a sweep share: read by an actor on the driver's machine, kept in the object store."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import ray
 
 from distsens import assembly
 from distsens.data import Extra
-from distsens.distributed.monitor import Event
 from distsens.distributed.training import share_data
 from distsens.experiment import Experiment
 
 _VARIANTS_KEPT = 4
-
-
-@dataclass(frozen=True)
-class Began:
-    """A trial, perhaps anew, begins to train with these values; ``epochs`` those before this rung's first."""
-
-    values: Mapping[str, Any]
-    epochs: int
-
-
-@dataclass(frozen=True)
-class RungEnded:
-    """A trial's training at a rung has ended, well or not; ``clean`` and ``robust`` on validation in its best epoch.
-
-    score : by the sweep's goal. last : whether the trial has come to its end.
-    """
-
-    clean: float
-    robust: float
-    score: float
-    failure: str | None
-    last: bool
-
-
-@dataclass(frozen=True)
-class TrialEvent:
-    """Something that happened to a trial at a rung."""
-
-    trial: str
-    rung: int
-    event: Event | Began | RungEnded
 
 
 @dataclass(frozen=True)
