@@ -73,7 +73,7 @@ def _analyze(options: Options, fields: dict[str, Any]) -> int:
     from distsens.analysis import Analysis
     from distsens.distributed.analysis_driver import run_analysis
     from distsens.distributed.analysis_preflight import check_analysis
-    from distsens.report import AnalysisView, show_analysis
+    from distsens.report.analysis import AnalysisView, show_analysis
 
     console = Console()
     with console.status("checking") as status:

@@ -92,7 +92,7 @@ def _train(options: Options, experiment: Experiment, changes: dict[str, Any]) ->
     for notice in checked.notices:
         console.print(f"notice: {notice}", markup=False, highlight=False, soft_wrap=True)
     if options.dry_run:
-        check_cluster_to_join(experiment.workers, experiment.data.decoding_cpus)
+        check_cluster_to_join(experiment)
         _show_checked(console, experiment, checked)
         return 0
     with open_view(console, experiment.training.epochs) as view:

@@ -118,7 +118,7 @@ def _tune(options: Options, recipe: dict[str, Any], plan: SweepPlan, resumed: An
     for notice in checked.notices:
         console.print(f"notice: {notice}", markup=False, highlight=False, soft_wrap=True)
     if options.dry_run:
-        check_cluster_to_join(plan.base.workers, plan.base.data.decoding_cpus)
+        check_cluster_to_join(plan.base, plan.champion(plan.first))
         _show_checked(console, plan, checked)
         return 0
     with SweepView(console, plan.total, plan.rungs) as view:

@@ -30,7 +30,7 @@ from distsens.distributed.examination_driver import ended_whatever_happens, name
 from distsens.distributed.examiners import share_split
 from distsens.distributed.provenance import provenance_tags
 from distsens.distributed.signals import ignore_signals, signals_interrupt
-from distsens.report import AnalysisSummary, AnalysisView, Report, build_report
+from distsens.report.analysis import AnalysisSummary, AnalysisView, Report, build_report
 from distsens.storage import Place, open_place
 from distsens.tracking import TrackedRun, without_password
 
@@ -67,7 +67,7 @@ def run_analysis(checked: CheckedAnalysis, view: AnalysisView) -> tuple[Analysis
         view.say(f"storage {place.url}")
         view.say(f"tracking {without_password(tracked.uri)} run {tracked.run_id}")
         try:
-            found = _analyse(checked, view)
+            found = _analyse(checked, name, view)
             view.stage("writing the report", 1)
             classes = checked.examinations[0].dataset.classes
             findings = findings_of(found.models, classes, analysis.ratio, analysis.measure, found.matches)
@@ -129,12 +129,13 @@ def _track(checked: CheckedAnalysis, name: str) -> TrackedRun:
     )
 
 
-def _analyse(checked: CheckedAnalysis, view: AnalysisView) -> _Found:
+def _analyse(checked: CheckedAnalysis, name: str, view: AnalysisView) -> _Found:
     analysis = checked.analysis
     images, labels = share_split(checked.split)
     first = checked.examinations[0]
     analysts = Analysts(
         AnalystAssignment(
+            name,
             analysis,
             checked.subjects,
             checked.threat,

@@ -31,6 +31,7 @@ from distsens.analysis import (
 from distsens.attacks import Threat
 from distsens.data import as_tensor, to_pixels
 from distsens.distributed.examiners import read_split
+from distsens.distributed.logs import logged, worker_log
 from distsens.distributed.pool import ActorPool
 from distsens.evaluation import Subject
 
@@ -41,11 +42,13 @@ Shard = tuple[int, int]
 class AnalystAssignment:
     """What every analyst is told.
 
+    name : of the analysis, for the logs.
     subjects : the models. threat : the ball of the first condition.
     images, labels : object references of the analysed split.
     pairs : reference of the saved twins of the split, (N, C, H, W); None where they are made.
     """
 
+    name: str
     analysis: Analysis
     subjects: tuple[Subject, ...]
     threat: Threat
@@ -59,29 +62,34 @@ class AnalystAssignment:
 class Analyst:
     """Does one task after another; lives in an actor. It is told its assignment with each, as an examiner is."""
 
-    def __init__(self) -> None:
+    def __init__(self, run: str, rank: int) -> None:
+        self._log = worker_log(run, rank)
         self._desk: _Desk | None = None
 
     def measure(self, assignment: AnalystAssignment, model: int, numbers: Sequence[int]) -> tuple[Measured, Any]:
         """Measure a shard of a model; the twins, (N, C, H, W) float32, go to shared memory beside the sums."""
-        found, twins = self._at(assignment).measure(model, numbers)
-        return found, twins.numpy()
+        with logged(self._log, "measuring", model=model, first_image=numbers[0], images=len(numbers)):
+            found, twins = self._at(assignment).measure(model, numbers)
+            return found, twins.numpy()
 
     def intervene(
         self, assignment: AnalystAssignment, model: int, numbers: Sequence[int], twins: Any, plan: InterventionPlan
     ) -> Intervened:
         """Intervene on a shard of a model's pairs, or on its first ones."""
-        return self._at(assignment).intervene(model, numbers, twins, plan)
+        with logged(self._log, "intervening", model=model, first_image=numbers[0], images=len(numbers)):
+            return self._at(assignment).intervene(model, numbers, twins, plan)
 
     def look(self, assignment: AnalystAssignment, model: int, wanted: Wanted) -> list[Sight]:
         """See what a model's neurons see."""
-        return self._at(assignment).look(model, wanted)
+        with logged(self._log, "looking", model=model):
+            return self._at(assignment).look(model, wanted)
 
     def match(
         self, assignment: AnalystAssignment, first: int, second: int, layers: Mapping[str, str]
     ) -> dict[str, tuple[Tensor, float]]:
         """Match two models' neurons."""
-        return self._at(assignment).match(first, second, layers)
+        with logged(self._log, "matching", model=first, other=second):
+            return self._at(assignment).match(first, second, layers)
 
     def _at(self, assignment: AnalystAssignment) -> _Desk:
         if self._desk is None:
@@ -154,7 +162,7 @@ class Analysts:
 
     def __init__(self, assignment: AnalystAssignment) -> None:
         self._assignment = ray.put(assignment)
-        self._pool: ActorPool[Shard] = ActorPool(Analyst, assignment.analysis.workers)
+        self._pool: ActorPool[Shard] = ActorPool(Analyst, assignment.analysis.workers, assignment.name)
         self._twins: dict[Shard, Any] = {}
 
     def measure(self, shards: Mapping[Shard, Sequence[int]], seconds: float) -> Iterator[tuple[Shard, Measured] | None]:

@@ -17,7 +17,7 @@ from ray._private.ray_constants import DEBUG_AUTOSCALING_STATUS
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from distsens.errors import InputError
-from distsens.experiment import Workers
+from distsens.experiment import Experiment, Workers
 
 PLACES_TIMEOUT_S = 1800
 """Seconds of waiting for a busy cluster that Ray Train counts as one failure of its controller."""
@@ -67,11 +67,12 @@ def check_capacity_here(workers: Workers, beside: int = 0) -> None:
         check_capacity(workers, [here], "this machine", beside)
 
 
-def check_cluster_to_join(workers: Workers, beside: int = 0) -> None:
+def check_cluster_to_join(*experiments: Experiment) -> None:
     """Join the cluster that RAY_ADDRESS names, if it does, and refuse what it can never give."""
     if os.environ.get(_ADDRESS):
         with connected():
-            check_capacity_of_cluster(workers, beside)
+            for experiment in experiments:
+                check_capacity_of_cluster(experiment.workers, experiment.data.decoding_cpus)
 
 
 def check_capacity_of_cluster(workers: Workers, beside: int = 0) -> None:

@@ -12,6 +12,7 @@ import ray
 import torch
 
 from distsens.data import ImageFiles, Images, ImageSet, as_tensor, to_pixels
+from distsens.distributed.logs import logged, worker_log
 from distsens.distributed.pool import ActorPool
 from distsens.evaluation import Check, Examined, Ledger, Pool, Subject, examine, masking_checks
 from distsens.examination import Examination
@@ -49,16 +50,19 @@ class Examiner:
     It is told its assignment with each shard, not when it is made, so that one that Ray starts anew is as good.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, run: str, rank: int) -> None:
+        self._log = worker_log(run, rank)
         self._desk: _Desk | None = None
 
     def examine(self, assignment: Assignment, numbers: Sequence[int], key: str) -> bytes:
         """Judge the images of these numbers; their ledger as Parquet. Wanted examples are stored first."""
-        return self._at(assignment).examine(numbers, key)
+        with logged(self._log, "judging", first_image=numbers[0], images=len(numbers)):
+            return self._at(assignment).examine(numbers, key)
 
     def diagnose(self, assignment: Assignment) -> list[Check]:
         """Look for gradient masking on the first images."""
-        return self._at(assignment).diagnose()
+        with logged(self._log, "diagnosing"):
+            return self._at(assignment).diagnose()
 
     def _at(self, assignment: Assignment) -> _Desk:
         if self._desk is None:
@@ -145,7 +149,7 @@ class Examiners:
     def __init__(self, assignment: Assignment) -> None:
         self._assignment = ray.put(assignment)
         self._folder = assignment.name
-        self._pool: ActorPool[int] = ActorPool(Examiner, assignment.examination.workers)
+        self._pool: ActorPool[int] = ActorPool(Examiner, assignment.examination.workers, assignment.name)
 
     def close(self) -> None:
         """End them, and free their places."""

@@ -5,12 +5,16 @@ from __future__ import annotations
 import json
 import logging
 import sys
-from collections.abc import MutableMapping
-from typing import Any
+import time
+from collections.abc import Iterator, MutableMapping
+from contextlib import contextmanager
+from typing import Any, TypeAlias
 
 import ray
 
 _NAME = "distsens.worker"
+
+Log: TypeAlias = logging.LoggerAdapter[logging.Logger]
 
 
 class JsonLines(logging.Formatter):
@@ -37,7 +41,7 @@ class _WithFields(logging.LoggerAdapter[logging.Logger]):
         return message, {**arguments, "extra": {"fields": known | dict(arguments.get("extra") or {})}}
 
 
-def worker_log(run: str, rank: int) -> logging.LoggerAdapter[logging.Logger]:
+def worker_log(run: str, rank: int) -> Log:
     """The log of a worker; ``extra`` of a call are further fields of its line.
 
     It goes to the worker's standard error, which Ray keeps as ``worker-*.err`` in its session's ``logs``.
@@ -51,3 +55,15 @@ def worker_log(run: str, rank: int) -> logging.LoggerAdapter[logging.Logger]:
         logger.propagate = False
     where = {"node": ray.get_runtime_context().get_node_id()} if ray.is_initialized() else {}
     return _WithFields(logger, {"run": run, "rank": rank, **where})
+
+
+@contextmanager
+def logged(log: Log, task: str, **fields: Any) -> Iterator[None]:
+    """A line when the block is done, with the seconds that it took, or one with the traceback when it fails."""
+    began = time.monotonic()
+    try:
+        yield
+    except Exception:
+        log.exception(f"{task} failed", extra=fields)
+        raise
+    log.info(task, extra={**fields, "seconds": round(time.monotonic() - began, 3)})

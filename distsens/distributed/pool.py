@@ -13,13 +13,16 @@ K = TypeVar("K")
 
 
 class ActorPool(Generic[K]):
-    """Actors of one kind. Ray starts one anew elsewhere if it dies, and gives it the task that it was at."""
+    """Actors of one kind. Ray starts one anew elsewhere if it dies, and gives it the task that it was at.
 
-    def __init__(self, kind: type, workers: Workers) -> None:
+    Each is made with the name of the run that it works for and its rank, for its log.
+    """
+
+    def __init__(self, kind: Callable[[str, int], Any], workers: Workers, run: str) -> None:
         remote = ray.remote(
             num_cpus=workers.cpus, num_gpus=workers.gpus, max_restarts=-1, max_task_retries=workers.max_failures
         )(kind)
-        self.actors: list[Any] = [remote.remote() for _ in range(workers.num)]
+        self.actors: list[Any] = [remote.remote(run, rank) for rank in range(workers.num)]
 
     def close(self) -> None:
         """End the actors, and free their places."""

@@ -1,6 +1,8 @@
-"""What people see of a run: figures, tables, the live view and the final summary."""
+"""What people see of a run: figures, tables, the live view and the final summary.
 
-from distsens.report.analysis import AnalysisSummary, AnalysisView, Report, build_report, show_analysis
+Of an analysis and of a sweep in modules of their own, `analysis` and `sweep`, which import more.
+"""
+
 from distsens.report.evaluation import (
     EvaluationSummary,
     EvaluationView,
@@ -16,20 +18,15 @@ from distsens.report.tables import sensitivity_parquet
 from distsens.report.view import LiveView, PlainView, View, open_view, show_summary
 
 __all__ = [
-    "AnalysisSummary",
-    "AnalysisView",
     "EvaluationSummary",
     "EvaluationView",
     "LiveView",
     "PlainView",
-    "Report",
     "Summary",
     "View",
-    "build_report",
     "evaluation_figure",
     "open_view",
     "sensitivity_parquet",
-    "show_analysis",
     "show_evaluation",
     "show_models",
     "show_summary",

@@ -25,7 +25,7 @@ from distsens.analysis import (
     wanted_sights,
 )
 from distsens.attacks import attack_named
-from distsens.report import Report, build_report
+from distsens.report.analysis import Report, build_report
 from tests.analysis.digit_pairs import small_digits, trained
 
 CLASSES = tuple("0123456789")

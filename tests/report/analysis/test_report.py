@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from distsens.analysis import Findings
-from distsens.report import Report
+from distsens.report.analysis import Report
 from distsens.report.analysis.figures_models import model_plates
 
 VOID = {"meta", "link", "input", "img", "br", "path", "use", "rect", "image", "stop"}

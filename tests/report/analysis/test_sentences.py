@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 
 from distsens.analysis import Findings
-from distsens.report import AnalysisSummary, Report
+from distsens.report.analysis import AnalysisSummary, Report
 from distsens.report.analysis.sentences import ablation_verdicts, sentences
 from tests.report.analysis.conftest import NAMES
 
