@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 import secrets
-import shutil
-import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
@@ -16,6 +14,7 @@ import ray
 import torch
 from hypothesis import HealthCheck, settings
 from moto.server import ThreadedMotoServer
+from running_ray import private_environment, running_ray
 
 # Examples may take long on a busy machine. In CI they are the same each time, so that a failure belongs to a change.
 settings.register_profile(
@@ -46,23 +45,16 @@ def data_root() -> Path:
 
 @pytest.fixture(scope="session")
 def ray_environment() -> Iterator[dict[str, str]]:
-    """Environment of a process that starts or joins a Ray of its own.
+    """Environment of a process that starts a Ray of its own."""
+    with private_environment() as environment:
+        yield environment
 
-    A private temporary folder (short, as Ray puts sockets there) and home keep it from other Rays on the machine.
-    """
-    folder = Path(tempfile.mkdtemp(prefix="ds-", dir="/tmp"))
-    environment = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "MLFLOW_"))}
-    environment |= {
-        "RAY_TMPDIR": str(folder / "r"),
-        "TMPDIR": str(folder / "r"),
-        "HOME": str(folder / "home"),
-        "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
-        "PYTHONUNBUFFERED": "1",
-    }
-    (folder / "home").mkdir()
-    (folder / "r").mkdir()
-    yield environment
-    shutil.rmtree(folder, ignore_errors=True)
+
+@pytest.fixture(scope="session")
+def running() -> Iterator[dict[str, str]]:
+    """Environment of a job that joins a Ray with two cores, which runs as long as the tests do."""
+    with running_ray({}, cpus=2) as environment:
+        yield environment
 
 
 @pytest.fixture(scope="module")

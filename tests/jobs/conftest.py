@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from typing import Any
 
 import pytest
 import ray
+from mlflow import MlflowClient
 from processes import end_processes_with, processes_with
 
 from distsens.command_line import run_job
@@ -142,13 +144,24 @@ def quick() -> list[str]:
 
 @pytest.fixture(scope="session")
 def make_job(
-    ray_environment: dict[str, str], tmp_path_factory: pytest.TempPathFactory, end_processes: Callable[[str], None]
+    ray_environment: dict[str, str],
+    running: dict[str, str],
+    tmp_path_factory: pytest.TempPathFactory,
+    end_processes: Callable[[str], None],
 ) -> Iterator[Callable[..., Job]]:
-    """Make jobs that are gone after the tests, whatever happened."""
-    jobs: list[Job] = []
+    """Make jobs that are gone after the tests, whatever happened.
 
-    def make(script: str = "train.py") -> Job:
-        job = Job(ray_environment, tmp_path_factory.mktemp("job"), script)
+    They join a Ray that runs, and find an MLflow store without runs. One that is alone starts and makes its own.
+    """
+    jobs: list[Job] = []
+    empty_store = tmp_path_factory.mktemp("store") / "mlflow.db"
+    MlflowClient(f"sqlite:///{empty_store}").search_experiments()  # makes it, which takes each job seconds
+
+    def make(script: str = "train.py", *, alone: bool = False) -> Job:
+        job = Job(ray_environment if alone else running, tmp_path_factory.mktemp("job"), script)
+        if not alone:
+            job.storage.mkdir()
+            shutil.copy(empty_store, job.storage / "mlflow.db")
         jobs.append(job)
         return job
 
@@ -162,8 +175,14 @@ def make_job(
 
 @pytest.fixture
 def job(make_job: Callable[..., Job]) -> Job:
-    """A job with an empty storage."""
+    """A job that joins a Ray that runs."""
     return make_job()
+
+
+@pytest.fixture
+def lone_job(make_job: Callable[..., Job]) -> Job:
+    """A job that starts a Ray of its own, in an empty folder."""
+    return make_job(alone=True)
 
 
 @pytest.fixture(scope="session")
@@ -174,7 +193,7 @@ def end_processes() -> Callable[[str], None]:
 
 @pytest.fixture
 def nothing_left(ray_environment: dict[str, str]) -> Callable[..., None]:
-    """Assert that the jobs' processes, Ray's included, end within seconds."""
+    """Assert that the processes of jobs that were alone, their Ray's included, end within seconds."""
 
     def check(*, but: tuple[str, ...] = ()) -> None:
         deadline = time.monotonic() + 60

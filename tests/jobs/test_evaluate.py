@@ -72,7 +72,7 @@ def ledger_of(summary: dict[str, Any]) -> pd.DataFrame:
 @pytest.fixture(scope="module")
 def judged(make_job: Callable[..., Any], weights: Path) -> tuple[Any, dict[str, Any]]:
     """A whole evaluation by one examiner, with everything that can be asked of it."""
-    job = make_job("evaluate.py")
+    job = make_job("evaluate.py", alone=True)
     summary = job.finish(
         *("--model", str(weights), "--factory", "lenet5", "--data.name", "digits"),
         *("--threat.norm", "linf", "--threat.eps", str(EPS), "--data.limit", str(IMAGES), "--shard", "10"),
@@ -146,11 +146,12 @@ def test_saved_pairs_are_the_images_and_examples_that_the_ledger_speaks_of(
 
 def test_two_examiners_of_which_one_is_killed_find_the_same_and_keep_it_in_a_bucket(
     judged: tuple[Any, dict[str, Any]],
-    job: Any,
+    make_job: Callable[..., Any],
     arguments: list[str],
     moto: dict[str, str],
     use_s3: Callable[[Mapping[str, str]], str],
 ) -> None:
+    job = make_job("evaluate.py", alone=True)
     summary, bucket = job.folder / "summary.json", use_s3(moto)
     job.storage_url, job.environment = f"{bucket}/runs", {**job.environment, **moto}
     process = job.start(

@@ -12,10 +12,10 @@ import tempfile
 import time
 import urllib.request
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 from clone import copy_of_the_project
@@ -78,6 +78,12 @@ class Head:
         """Of these runs."""
         return [run.info.status for run in self.runs()]
 
+    def told_by_workers(self, run: str) -> list[dict[str, Any]]:
+        """The lines of a run in the logs of Ray's workers."""
+        logs = [path.read_text(errors="replace") for path in self.folder.glob("ray/session_latest/logs/worker-*.err")]
+        lines = [json.loads(line) for log in logs for line in log.splitlines() if line.startswith("{")]
+        return [line for line in lines if line["run"] == run]
+
 
 @dataclass
 class Guarded:
@@ -91,15 +97,6 @@ class Guarded:
 def short(quick: list[str]) -> list[str]:
     """An experiment of two epochs."""
     return [*quick, "--training.epochs", "2"]
-
-
-StartHead = Callable[..., AbstractContextManager[Head]]
-
-
-@pytest.fixture
-def start_head(ray_environment: dict[str, str], tmp_path: Path, end_processes: Callable[[str], None]) -> StartHead:
-    """A context manager: a head with these variables in its environment."""
-    return partial(head, ray_environment, tmp_path, end_processes)
 
 
 @contextmanager
@@ -170,23 +167,52 @@ def test_without_the_token_nobody_submits(guarded: Guarded, short: list[str]) ->
     assert guarded.head.statuses() == before
 
 
-def test_a_submitted_job_succeeds_as_the_training_does_and_tells_its_commit_and_no_token(
-    guarded: Guarded, short: list[str]
-) -> None:
+@pytest.fixture(scope="module")
+def trained(guarded: Guarded, quick: list[str]) -> tuple[subprocess.CompletedProcess[str], Run]:
+    """A training that was submitted: what is seen of it, and its run."""
     variables = json.dumps({"env_vars": {"DISTSENS_COMMIT": "c0ffee"}})  # Ray uploads no .git
-    done = guarded.head.submit(*short, options=["--runtime-env-json", variables])
+    done = guarded.head.submit(*quick, "--training.epochs", "2", options=["--runtime-env-json", variables])
     assert done.returncode == 0, done.stdout + done.stderr
+    return done, guarded.head.runs()[0]
+
+
+def test_a_submitted_job_succeeds_as_the_training_does_and_tells_its_commit_and_no_token(
+    guarded: Guarded, trained: tuple[subprocess.CompletedProcess[str], Run]
+) -> None:
+    done, run = trained
     assert "PGD-5" in done.stdout
     assert guarded.secret not in done.stdout + done.stderr
-    run = guarded.head.runs()[0]
     assert run.info.status == "FINISHED"
     assert (run.data.tags["distsens.commit"], run.data.tags["mlflow.source.git.commit"]) == ("c0ffee", "c0ffee")
+    told = guarded.head.told_by_workers(str(run.info.run_name))
+    epochs = {(line["rank"], line["epoch"]) for line in told if line["message"] == "epoch"}
+    assert epochs == {(rank, epoch) for rank in (0, 1) for epoch in (0, 1, 2)}
 
-    logs = [path.read_text(errors="replace") for path in guarded.head.folder.glob("ray/session_*/logs/worker-*.err")]
-    lines = [json.loads(line) for log in logs for line in log.splitlines() if line.startswith("{")]
-    told = {(line["rank"], line["epoch"]) for line in lines if line["message"] == "epoch"}
-    assert told == {(rank, epoch) for rank in (0, 1) for epoch in (0, 1, 2)}
-    assert {line["run"] for line in lines} == {run.info.run_name}
+
+def test_a_submitted_evaluation_judges_the_best_and_the_last_of_a_training(
+    guarded: Guarded, trained: tuple[subprocess.CompletedProcess[str], Run]
+) -> None:
+    cluster, (_, run) = guarded.head, trained
+    storage, summary = cluster.home / "distsens" / "runs", cluster.home / "summary.json"
+    model = storage / str(run.info.run_name)
+    effort = ("--data.limit", "8", "--pgd.steps", "2", "--pgd.restarts", "1", "--workers.num", "2", "--shard", "4")
+    judged = cluster.submit(
+        *("--model", f"{model}#best", f"{model}#last", "--attacks", "pgd", "transfer", "--transfer", f"{model}#last"),
+        *(*effort, "--summary", str(summary)),
+        script="evaluate.py",
+    )
+    assert judged.returncode == 0, judged.stdout + judged.stderr
+    result = json.loads(summary.read_text())
+    assert result["over_models"] == {}, "the best and the last of one training"
+    both = result["models"]
+    assert [one["model"]["address"] for one in both] == [f"{model}#best", f"{model}#last"]
+    assert {one["storage"] for one in both} == {path.as_uri() for path in storage.glob("evaluate-*")}
+    assert [list(one["after_attack"]) for one in both] == [["pgd", "transfer"]] * 2
+    assert all(one["judged"] == 8 for one in both)
+    for one in both:
+        told = cluster.told_by_workers(one["run"])
+        assert [(line["message"], line["images"]) for line in told] == [("judging", 4)] * 2
+        assert {line["first_image"] for line in told} == {0, 4}
 
 
 def test_a_submitted_job_that_the_cluster_can_never_hold_fails_and_leaves_no_run(
@@ -227,31 +253,6 @@ def test_a_submitted_job_that_is_stopped_leaves_a_run_that_can_be_resumed(guarde
     checked = cluster.submit("--resume", name, "--dry-run")
     assert checked.returncode == 0, checked.stdout + checked.stderr
     wait_for(lambda: "0.0/2.0 CPU" in cluster.ray("status", "--address", cluster.address).stdout, 60)
-
-
-def test_a_job_is_submitted_to_a_head_without_tokens(start_head: StartHead, quick: list[str]) -> None:
-    with start_head(RAY_AUTH_MODE="disabled") as cluster:
-        done = cluster.submit(*quick, "--training.epochs", "1")
-        assert done.returncode == 0, done.stdout + done.stderr
-        assert cluster.statuses() == ["FINISHED"]
-
-        storage, summary = cluster.home / "distsens" / "runs", cluster.home / "summary.json"
-        (run,) = [path.parent for path in storage.glob("*/run.json")]
-        effort = ("--data.limit", "8", "--pgd.steps", "2", "--pgd.restarts", "1", "--workers.num", "2", "--shard", "4")
-        judged = cluster.submit(
-            *("--model", f"{run}#best", f"{run}#last", "--attacks", "pgd", "transfer", "--transfer", f"{run}#last"),
-            *(*effort, "--summary", str(summary)),
-            script="evaluate.py",
-        )
-        assert judged.returncode == 0, judged.stdout + judged.stderr
-        assert cluster.statuses() == ["FINISHED"] * 3
-        result = json.loads(summary.read_text())
-        assert result["over_models"] == {}, "the best and the last of one training"
-        both = result["models"]
-        assert [one["model"]["address"] for one in both] == [f"{run}#best", f"{run}#last"]
-        assert {one["storage"] for one in both} == {path.as_uri() for path in storage.glob("evaluate-*")}
-        assert [list(one["after_attack"]) for one in both] == [["pgd", "transfer"]] * 2
-        assert all(one["judged"] == 8 for one in both)
 
 
 def gauges(cluster: Head, run: str) -> dict[str, float]:

@@ -23,6 +23,7 @@ import torch
 import yaml
 from mlflow import MlflowClient
 from mlflow.entities import Run
+from running_ray import OPEN
 
 from distsens.assembly import build_model, load_data
 from distsens.experiment import Experiment
@@ -211,11 +212,11 @@ def test_one_worker_trains_to_the_same_parameters_as_two(job: Any, quick: list[s
 
 
 def test_a_worker_killed_after_a_checkpoint_changes_nothing(
-    job: Any, quick: list[str], finished: tuple[Any, dict[str, Any]], nothing_left: Callable[..., None]
+    lone_job: Any, quick: list[str], finished: tuple[Any, dict[str, Any]], nothing_left: Callable[..., None]
 ) -> None:
     _, undisturbed = finished
-    summary = job.folder / "summary.json"
-    process = job.start(*quick, "--workers.num", "2", "--summary", str(summary))
+    summary = lone_job.folder / "summary.json"
+    process = lone_job.start(*quick, "--workers.num", "2", "--summary", str(summary))
     process.wait_for("epoch   3")
     os.kill(a_training_worker(process.popen.pid), signal.SIGKILL)
     assert process.end() == 0, process.output
@@ -223,56 +224,56 @@ def test_a_worker_killed_after_a_checkpoint_changes_nothing(
     result = json.loads(summary.read_text())
     assert_same_weights(weights(result), weights(undisturbed))
     assert result["test"] == undisturbed["test"]
-    assert statuses(job) == ["FINISHED"]
+    assert statuses(lone_job) == ["FINISHED"]
     assert_epochs_once(result)
     nothing_left()
 
 
 def test_a_driver_killed_and_resumed_changes_nothing(
-    job: Any, quick: list[str], finished: tuple[Any, dict[str, Any]], nothing_left: Callable[..., None]
+    lone_job: Any, quick: list[str], finished: tuple[Any, dict[str, Any]], nothing_left: Callable[..., None]
 ) -> None:
     _, undisturbed = finished
-    process = job.start(*quick, "--workers.num", "2")
+    process = lone_job.start(*quick, "--workers.num", "2")
     process.wait_for("epoch   2")
     process.popen.kill()
     process.end()
-    wait_for_status(job, "KILLED")
+    wait_for_status(lone_job, "KILLED")
     nothing_left(but=RAY_AGENTS)
-    result = job.finish("--resume", process.run, "--workers.num", "2")
+    result = lone_job.finish("--resume", process.run, "--workers.num", "2")
     assert result["run"] == process.run
     assert_same_weights(weights(result), weights(undisturbed))
     assert result["test"] == undisturbed["test"]
-    assert statuses(job) == ["FINISHED"]
+    assert statuses(lone_job) == ["FINISHED"]
     assert_epochs_once(result)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupted_run_is_killed_resumable_and_leaves_no_process(
-    job: Any, quick: list[str], number: signal.Signals, nothing_left: Callable[..., None]
+    lone_job: Any, quick: list[str], number: signal.Signals, nothing_left: Callable[..., None]
 ) -> None:
-    summary = job.folder / "summary.json"
-    process = job.start(*quick, "--workers.num", "2", "--summary", str(summary))
+    summary = lone_job.folder / "summary.json"
+    process = lone_job.start(*quick, "--workers.num", "2", "--summary", str(summary))
     process.wait_for("epoch   2")
     process.popen.send_signal(number)
     assert process.end() == 128 + number, process.output
     hint = next(line for line in process.lines if line.startswith("resume with: "))
     said = hint.removeprefix("resume with: python jobs/train.py --resume ")
-    assert said == str(job.storage / process.run)
+    assert said == str(lone_job.storage / process.run)
     assert "Traceback" not in process.output
-    assert statuses(job) == ["KILLED"]
+    assert statuses(lone_job) == ["KILLED"]
     assert json.loads(summary.read_text())["status"] == "interrupted"
     nothing_left()
-    assert Checkpoints(open_place(str(job.storage / process.run))).newest().checkpoint is not None
+    assert Checkpoints(open_place(str(lone_job.storage / process.run))).newest().checkpoint is not None
     if number == signal.SIGTERM:
-        resumed = job.finish("--resume", said, "--workers.num", "1")
+        resumed = lone_job.finish("--resume", said, "--workers.num", "1")
         assert (resumed["epochs"], resumed["workers"]) == (6, 1)
-        assert statuses(job) == ["FINISHED"]
+        assert statuses(lone_job) == ["FINISHED"]
 
 
 def test_a_run_whose_controller_is_killed_fails_in_one_line_and_can_be_resumed(
-    job: Any, quick: list[str], nothing_left: Callable[..., None]
+    lone_job: Any, quick: list[str], nothing_left: Callable[..., None]
 ) -> None:
-    process = job.start(*quick)
+    process = lone_job.start(*quick)
     process.wait_for("epoch   1")
     for child in psutil.Process(process.popen.pid).children(recursive=True):
         if "TrainController" in " ".join(child.cmdline()):
@@ -282,7 +283,7 @@ def test_a_run_whose_controller_is_killed_fails_in_one_line_and_can_be_resumed(
     assert failed.startswith("failed: Ray: ")
     assert hint.startswith("resume with: ")
     assert "Traceback" not in process.output
-    assert statuses(job) == ["FAILED"]
+    assert statuses(lone_job) == ["FAILED"]
     nothing_left()
 
 
@@ -381,7 +382,6 @@ def test_workers_that_do_not_see_the_drivers_storage_say_so(job: Any, quick: lis
     assert statuses(job) == ["FAILED"]
 
 
-OPEN = {"RAY_AUTH_MODE": "disabled"}
 CLUSTER_WITH_A_TENANT = """
 import ray
 ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)

@@ -4,13 +4,8 @@ from __future__ import annotations
 
 import itertools
 import os
-import shutil
 import signal
-import subprocess
-import sys
 import tarfile
-import tempfile
-import time
 from collections.abc import Callable, Iterator, Mapping
 from io import BytesIO
 from pathlib import Path
@@ -22,7 +17,7 @@ import pytest
 import safetensors.torch
 import torch
 from PIL import Image
-from processes import free_ports
+from running_ray import running_ray
 
 from distsens.storage import Checkpoints, open_place
 
@@ -71,28 +66,10 @@ def bucket(moto: dict[str, str], use_s3: Callable[[Mapping[str, str]], str]) -> 
 
 
 @pytest.fixture
-def three_cores(
-    ray_environment: dict[str, str], tmp_path: Path, moto: dict[str, str], end_processes: Callable[[str], None]
-) -> Iterator[dict[str, str]]:
-    """Environment of a job that joins a Ray of three cores, whatever this machine has."""
-    port, dashboard, agent = free_ports(3)
-    sockets = tempfile.mkdtemp(prefix="ds-", dir="/tmp")  # short, as Ray puts sockets there
-    environment = {**ray_environment, **moto, "RAY_TMPDIR": sockets, "RAY_AUTH_MODE": "disabled"}
-    command = [str(Path(sys.executable).parent / "ray"), "start", "--head", "--block", "--num-cpus", "3"]
-    command += ["--port", str(port), "--disable-usage-stats"]
-    command += ["--dashboard-port", str(dashboard), "--dashboard-agent-listen-port", str(agent)]
-    with (tmp_path / "head.log").open("w") as log:
-        head = subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
-    try:
-        while "Ray runtime started" not in (said := (tmp_path / "head.log").read_text()):
-            assert head.poll() is None, said
-            time.sleep(0.2)
-        yield {**environment, "RAY_ADDRESS": f"127.0.0.1:{port}"}
-    finally:
-        head.kill()  # Asked to end, it takes half a minute; its processes are ended here.
-        head.wait()
-        end_processes(sockets)
-        shutil.rmtree(sockets, ignore_errors=True)
+def three_cores(moto: dict[str, str]) -> Iterator[dict[str, str]]:
+    """Environment of a job that joins a Ray of three cores."""
+    with running_ray(moto, cpus=3) as environment:
+        yield environment
 
 
 def ray_data_decodes(environment: dict[str, str]) -> bool:

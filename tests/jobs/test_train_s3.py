@@ -16,6 +16,12 @@ from distsens.storage import Checkpoints, open_place, published
 pytestmark = pytest.mark.ray
 
 
+@pytest.fixture
+def job(lone_job: Any) -> Any:
+    """A job whose Ray has the job's own AWS variables."""
+    return lone_job
+
+
 def test_a_run_in_a_bucket_is_killed_resumed_and_published_and_tells_nobody_the_secret(
     job: Any, quick: list[str], ceph: S3Server, use_s3: Callable[[Mapping[str, str]], str]
 ) -> None:

@@ -46,9 +46,9 @@ def sweep_runs(job: Any) -> tuple[Any, list[Any]]:
 
 
 @pytest.fixture(scope="module")
-def resumed(make_job: Callable[..., Any]) -> tuple[Any, dict[str, Any], set[str]]:
+def resumed(make_job: Callable[..., Any], running: dict[str, str]) -> tuple[Any, dict[str, Any], set[str]]:
     """A grid over seeds whose driver was killed when its first trial had ended, resumed to its end."""
-    job = make_job("tune.py")
+    job = make_job("tune.py", alone=True)
     recipe = job.folder / "seeds.yaml"
     recipe.write_text(yaml.safe_dump(SEEDS))
     process = job.start("--recipe", str(recipe))
@@ -60,7 +60,7 @@ def resumed(make_job: Callable[..., Any]) -> tuple[Any, dict[str, Any], set[str]
     done = {str(path) for path in (job.storage / sweep / "trials").glob("*/rung-1/result.json")}
     assert len(done) >= 2
     written = {path: os.stat(path).st_mtime_ns for path in done}
-    summary = job.finish("--resume", sweep)
+    summary = job.finish("--resume", sweep, **running)
     assert {path: os.stat(path).st_mtime_ns for path in done} == written, "a finished trial was trained again"
     return job, summary, done
 
@@ -173,7 +173,7 @@ def test_a_population_in_a_bucket_is_interrupted_and_its_worse_trial_goes_on_fro
     moto: dict[str, str],
     use_s3: Callable[[Mapping[str, str]], str],
 ) -> None:
-    job = make_job("tune.py")
+    job = make_job("tune.py", alone=True)
     job.storage_url = f"{use_s3(moto)}/sweeps"
     job.environment = {**job.environment, **moto}
     recipe = {
@@ -213,6 +213,14 @@ def test_a_population_in_a_bucket_is_interrupted_and_its_worse_trial_goes_on_fro
     assert any(one[1] == other[1] for one, other in itertools.combinations(whole, 2)), (
         "no trial went on from the other's weights"
     )
+
+
+def test_a_dry_run_on_a_cluster_refuses_a_champion_that_it_cannot_hold(make_job: Callable[..., Any]) -> None:
+    job = make_job("tune.py")
+    champion = ("--sweep.champion.workers.num", "3")
+    refused = job.run("--recipe", "tune-quickstart", "--workers.num", "1", *champion, "--dry-run")
+    assert refused.popen.returncode == 2
+    assert refused.output == "error: workers.num: got 3; the cluster has room for 2 workers of 1 CPU each"
 
 
 def test_optuna_searches_the_front_with_two_workers_a_trial_and_a_sweep_that_fails_too_often_ends(
