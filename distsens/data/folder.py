@@ -24,6 +24,7 @@ from distsens.errors import InputError
 _TEST_FOLDERS = ("test", "val")
 _TEST_SEED = 0
 _FILES_AT_A_TIME = 1024
+_READERS = 16  # at the least: from a bucket most of the time is waiting
 
 
 def read(source: Source) -> Published:
@@ -170,7 +171,7 @@ def _decode_all(
             )
         keep(number, pixels)
 
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
+    with ThreadPoolExecutor(max(_READERS, os.cpu_count() or 1)) as pool:
         for start in range(0, len(names), _FILES_AT_A_TIME):
             stop = min(start + _FILES_AT_A_TIME, len(names))
             list(pool.map(decode_one, range(start, stop)))

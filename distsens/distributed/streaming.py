@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import ray
@@ -12,6 +14,9 @@ from torch import Tensor
 
 from distsens.data import ImageFiles, Images, read_ahead
 from distsens.errors import InputError
+
+_BATCHES_READY = 2
+_FILES_AT_A_TIME = 8
 
 
 def stream(images: Images, batches: Sequence[Tensor], *, shared: ray.ObjectRef, tasks: int) -> Iterator[Tensor]:
@@ -39,6 +44,9 @@ def stream(images: Images, batches: Sequence[Tensor], *, shared: ray.ObjectRef, 
     context.execution_options.preserve_order = True
     context.enable_progress_bars = False
     context.raise_original_map_exception = True
+    # Each worker streams by itself, and would by default take half of the cluster's memory for objects.
+    held = len(batches[0]) * math.prod(images.shape[1:]) * (tasks + _BATCHES_READY)
+    context.execution_options.resource_limits = ray.data.ExecutionResources.for_limits(object_store_memory=2 * held)
     decoded = ray.data.from_numpy([batch.numpy() for batch in batches]).map_batches(
         _decode,
         fn_args=[[shared]],
@@ -55,4 +63,6 @@ def stream(images: Images, batches: Sequence[Tensor], *, shared: ray.ObjectRef, 
 
 def _decode(batch: dict[str, np.ndarray], shared: Sequence[ray.ObjectRef]) -> dict[str, np.ndarray]:
     (images,) = ray.get(list(shared))  # in a list, or Ray would hand over what it refers to
-    return {"image": np.stack([images.decoded(int(row)) for row in batch["data"]])}
+    # Most of the time is waiting for the storage.
+    with ThreadPoolExecutor(_FILES_AT_A_TIME) as pool:
+        return {"image": np.stack(list(pool.map(images.decoded, batch["data"].tolist())))}

@@ -62,9 +62,10 @@ class Ceph:
 
     def start(self, size: int) -> None:
         """Start the server, with an empty store of so many bytes if there is none yet, and wait until it answers."""
-        new = not (self.folder / "ceph.conf").exists()
+        new = not (self.folder / "osd" / "ready").exists()  # the last that is made
         if new:
-            self.folder.mkdir(mode=0o700, exist_ok=True)
+            shutil.rmtree(self.folder, ignore_errors=True)
+            self.folder.mkdir(mode=0o700)
             self._make(size)
         self._start("ceph-mon", "--id", "a")
         if new:
@@ -97,6 +98,11 @@ class Ceph:
             command += ["--access-key", access_key, "--secret-key", secret_key]
         (keys,) = json.loads(self._run("radosgw-admin", *command))["keys"]
         return keys["access_key"], keys["secret_key"]
+
+    def users(self) -> list[str]:
+        """Names of the users that the gateway knows."""
+        found: list[str] = json.loads(self._run("radosgw-admin", "user", "list"))
+        return found
 
     def _answers(self) -> bool:
         try:

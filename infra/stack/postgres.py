@@ -26,8 +26,7 @@ class Postgres:
 
     def start(self, password: str) -> None:
         """Start the server, with an empty database if there is none yet, and wait until it answers."""
-        new = not (self._data / "PG_VERSION").exists()
-        if new:
+        if not (self._data / "PG_VERSION").exists():  # initdb leaves nothing when it is interrupted
             self._make()
         settings = {
             "listen_addresses": "127.0.0.1",
@@ -37,9 +36,16 @@ class Postgres:
         options = [word for name, value in settings.items() for word in ("-c", f"{name}={value}")]
         self._daemons.start(_NAME, [_program("postgres"), "-D", self._data, *options], user=self._user)
         self._daemons.wait(_NAME, self._answers)
-        if new:
-            # Nothing of it is in a list of processes, or in a log.
-            self._tell(f"CREATE ROLE {USER} LOGIN PASSWORD '{password}';\nCREATE DATABASE {DATABASE} OWNER {USER};\n")
+        # What is there stays as it is. Nothing of it is in a list of processes, or in a log.
+        role = (
+            f"SELECT $$CREATE ROLE {USER} LOGIN PASSWORD '{password}'$$ "
+            f"WHERE '{USER}' NOT IN (SELECT rolname FROM pg_roles)"
+        )
+        database = (
+            f"SELECT 'CREATE DATABASE {DATABASE} OWNER {USER}' "
+            f"WHERE '{DATABASE}' NOT IN (SELECT datname FROM pg_database)"
+        )
+        self._tell(f"{role} \\gexec\n{database} \\gexec\n")
 
     def runs(self) -> bool:
         """Whether it runs."""

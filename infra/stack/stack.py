@@ -30,6 +30,7 @@ from tracking_server import TrackingServer
 BUCKET = "distsens"
 PORTS = {"postgres": 5433, "s3": 7480, "mlflow": 5000, "ray": 6379, "dashboard": 8265}
 _REGION = "us-east-1"
+_S3_USER = "distsens"
 _CAPACITY = 256 << 30  # Of the S3 server's file, which is as large as what is in it.
 _LONGEST_FOLDER = 34  # Ray's sockets are 72 characters below it, and no socket's path has more than 107.
 
@@ -117,11 +118,13 @@ class Stack:
     def _start_s3(self) -> None:
         self._s3.start(_CAPACITY)
         if not self._secret_file("aws-credentials").exists():
-            access, secret = self._s3.add_user("distsens")
-            keys = f"aws_access_key_id = {access}\naws_secret_access_key = {secret}\n"
+            keys = f"aws_access_key_id = {secrets.token_hex(10)}\naws_secret_access_key = {secrets.token_hex(20)}\n"
             self._write_secret("aws-credentials", f"[default]\n{keys}")
         keys_file = ConfigParser()
         keys_file.read(self._secret_file("aws-credentials"))
+        if _S3_USER not in self._s3.users():
+            known = keys_file["default"]
+            self._s3.add_user(_S3_USER, known["aws_access_key_id"], known["aws_secret_access_key"])
         s3 = boto3.session.Session().client(
             "s3", endpoint_url=self._s3.endpoint, region_name=_REGION, **keys_file["default"]
         )

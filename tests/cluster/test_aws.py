@@ -69,7 +69,8 @@ def _mistakes(config: Config) -> Iterator[str]:
         report = ParamValidator().validate({"MinCount": 1, "MaxCount": 1, **group["node_config"]}, shape)
         if report.has_errors():
             yield f"{name}: {report.generate_report()}"
-        if "SecurityGroupIds" not in group["node_config"]:
+        grouped = all(one.get("Groups") for one in group["node_config"].get("NetworkInterfaces", [{}]))
+        if "SecurityGroupIds" not in group["node_config"] and not grouped:
             yield f"{name}: has no security group, so Ray makes one that is open to ssh from everywhere"
         if "IamInstanceProfile" not in group["node_config"]:
             yield f"{name}: has no role, or the one that Ray makes, which may do anything"
@@ -192,17 +193,38 @@ def account(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
 @pytest.fixture(scope="module")
 def resolved(account: Any) -> Config:
     """What ``ray up`` makes of the file, with a security group and roles as the stack makes them."""
-    ec2, iam = account.client("ec2"), account.client("iam")
+    ec2 = account.client("ec2")
     vpc = ec2.describe_vpcs()["Vpcs"][0]["VpcId"]
     group = ec2.create_security_group(GroupName="ray", Description="ray", VpcId=vpc)["GroupId"]
-    config = load()
+    return bootstrapped(account, load(), group)
+
+
+def bootstrapped(account: Any, config: Config, group: str) -> Config:
+    """A configuration with that group and with roles, as Ray hands it to the machines."""
+    iam = account.client("iam")
     for name, node_type in config["available_node_types"].items():
-        node_type["node_config"]["SecurityGroupIds"] = [group]
+        if "SecurityGroupIds" in node_type["node_config"]:
+            node_type["node_config"]["SecurityGroupIds"] = [group]
+        name = f"{name}-{len(iam.list_instance_profiles()['InstanceProfiles'])}"
         profile = iam.create_instance_profile(InstanceProfileName=name)["InstanceProfile"]["Arn"]
         node_type["node_config"]["IamInstanceProfile"] = {"Arn": profile}
     config = AWSNodeProvider.fillout_available_node_types_resources(prepare_config(config))
-    bootstrapped: Config = AWSNodeProvider.bootstrap_config(config)
-    return bootstrapped
+    found: Config = AWSNodeProvider.bootstrap_config(config)
+    return found
+
+
+def test_with_the_efa_lines_workers_alone_have_such_an_interface(account: Any, resolved: Config) -> None:
+    (used,) = resolved["available_node_types"]["head"]["node_config"]["SecurityGroupIds"]
+    subnet = account.client("ec2").describe_subnets()["Subnets"][0]["SubnetId"]
+    text = PATH.read_text(encoding="utf-8").replace("#NetworkInterfaces:", "NetworkInterfaces:")
+    head, _, workers = text.rpartition("      SecurityGroupIds: [sg-0123456789abcdef0]\n")
+    config = yaml.safe_load((head + workers).replace("subnet-...", subnet).replace("sg-...", used))
+    types = bootstrapped(account, config, used)["available_node_types"]
+    assert "NetworkInterfaces" not in types["head"]["node_config"]
+    assert types["gpu"]["node_config"]["SecurityGroupIds"] == [used], "as Ray takes it from the interface"
+    (interface,) = types["gpu"]["node_config"]["NetworkInterfaces"]
+    assert (interface["InterfaceType"], interface["Groups"]) == ("efa", [used])
+    assert mistakes(config) == []
 
 
 def test_ray_up_makes_no_role_and_no_security_group_of_its_own(account: Any, resolved: Config) -> None:

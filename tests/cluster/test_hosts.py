@@ -240,7 +240,11 @@ def test_a_token_that_others_may_read_is_refused(outside: dict[str, str], script
 
 
 def test_a_head_that_nobody_knows_is_refused(outside: dict[str, str]) -> None:
-    refused("head.sh", {**outside, "RAY_HEAD": "nobody.invalid"}, "error: RAY_HEAD: nobody knows the address")
+    refused(
+        "head.sh",
+        {**outside, "RAY_HEAD": "nobody.invalid"},
+        "error: RAY_HEAD: this machine knows no address of nobody.invalid",
+    )
 
 
 def refused(script: str, environment: Mapping[str, str], says: str) -> None:

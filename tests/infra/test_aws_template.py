@@ -118,8 +118,10 @@ def ingress(group: str) -> set[tuple[str, int | None, str]]:
 
 
 def test_ssh_comes_from_where_it_was_allowed_to(deploy: Callable[..., Any]) -> None:
-    ray = deploy("with-ssh", SshFrom="192.0.2.0/24").outputs["RaySecurityGroup"]
+    outputs = deploy("with-ssh", SshFrom="192.0.2.0/24").outputs
+    ray, tracking = outputs["RaySecurityGroup"], outputs["TrackingSecurityGroup"]
     assert ingress(ray) == {("-1", None, ray), ("tcp", 22, "192.0.2.0/24")}
+    assert ingress(tracking) == {("tcp", 5000, ray), ("tcp", 22, "192.0.2.0/24")}
 
 
 def test_nothing_goes_out_but_to_where_it_must() -> None:

@@ -107,6 +107,14 @@ class Stack:
             return connection.execute(query).fetchall()  # type: ignore[arg-type]
 
 
+def leave_half_made(folder: Path, ports: dict[str, int]) -> None:
+    """What a first start that was interrupted leaves: PostgreSQL without a role, and a store half made."""
+    for name in ("daemons", "ceph"):
+        (folder / name).mkdir(mode=0o700)
+    Postgres(folder / "postgres", Daemons(folder / "daemons"), ports["postgres"])._make()
+    (folder / "ceph" / "ceph.conf").write_text("[global]\n")
+
+
 def command(stack_folder: Path, ports: dict[str, int], *words: str) -> list[str]:
     options = [f"--{name}-port={port}" for name, port in ports.items()]
     return [sys.executable, str(ROOT / "infra" / "stack" / "stack.py"), *words, "--folder", str(stack_folder), *options]
@@ -114,7 +122,7 @@ def command(stack_folder: Path, ports: dict[str, int], *words: str) -> list[str]
 
 @pytest.fixture(scope="module")
 def stack(ray_environment: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
-    """Started as `make stack` does, with a training submitted as its last line says."""
+    """As `make stack` starts it after a start that was interrupted; a training is submitted as its last line says."""
     needs(*postgres.missing(), *ceph.missing(), *tracking_server.missing())
     folder = Path(tempfile.mkdtemp(prefix="stack-", dir="/tmp"))
     folder.chmod(0o711)
@@ -123,6 +131,7 @@ def stack(ray_environment: dict[str, str], tmp_path_factory: pytest.TempPathFact
     environment = {**ray_environment, **PLANTED, "AWS_SECRET_ACCESS_KEY": "of-another-server"}
     del environment["RAY_TMPDIR"]
     try:
+        leave_half_made(folder, ports)
         up = subprocess.run(
             command(folder, ports, "up", "--cpus", "1"), env=environment, capture_output=True, text=True, check=False
         )

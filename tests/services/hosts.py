@@ -112,9 +112,8 @@ def joined(names: Sequence[str], folder: Path) -> Iterator[dict[str, Host]]:
     """Hosts of these names, and nothing left of them at the end."""
     prefix = f"ds-{secrets.token_hex(3)}"
     switch = f"{prefix}-switch"
-    table = folder / "hosts"
     addresses = {name: f"{_NETWORK}.{number}" for number, name in enumerate(names, start=1)}
-    table.write_text("127.0.0.1 localhost\n" + "".join(f"{address} {name}\n" for name, address in addresses.items()))
+    table = "127.0.0.1 localhost\n" + "".join(f"{address} {name}\n" for name, address in addresses.items())
     hosts: dict[str, Host] = {}
     namespaces = [switch]
     try:
@@ -143,13 +142,15 @@ def joined(names: Sequence[str], folder: Path) -> Iterator[dict[str, Host]]:
                 _ip("netns", "delete", namespace)
 
 
-def _boot(name: str, address: str, namespace: str, folder: Path, table: Path) -> Host:
+def _boot(name: str, address: str, namespace: str, folder: Path, table: str) -> Host:
     files = folder / name
     for part in ("home", "tmp"):
         (files / part).mkdir(parents=True)
+    own = files / "hosts"
+    own.write_text(f"127.0.1.1 {name}\n{table}")  # a machine's own name, as Debian's installer has it
     kept = {path.resolve() for path in (ROOT, Path(sys.prefix), folder)}
     unshare = ["unshare", "--mount", "--uts", "--pid", "--fork", "--kill-child", "--mount-proc"]
-    script = ["sh", "-c", _FIRST_PROCESS, "host", name, str(files / "tmp"), str(table)]
+    script = ["sh", "-c", _FIRST_PROCESS, "host", name, str(files / "tmp"), str(own)]
     script += [str(path) for path in sorted(kept) if path.is_relative_to("/tmp")]
     first = subprocess.Popen(
         ["ip", "netns", "exec", namespace, *unshare, *script],

@@ -2,6 +2,7 @@
 
 import os
 import pickle
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 
 from distsens.errors import InputError
 from distsens.storage import Place, open_place
+from distsens.storage.s3 import S3Place
 
 
 def test_get_returns_what_was_put_last(place: Place) -> None:
@@ -128,3 +130,12 @@ def test_an_address_that_is_neither_a_folder_nor_a_bucket_is_refused(url: str) -
     with pytest.raises(InputError, match=r"a local folder.* or s3://bucket/prefix") as caught:
         open_place(url)
     assert (caught.value.field, caught.value.value) == ("storage.path", url)
+
+
+def test_places_that_a_process_is_sent_share_one_connection(
+    moto: dict[str, str], use_s3: Callable[[Mapping[str, str]], str]
+) -> None:
+    place = S3Place.at(use_s3(moto))
+    one, other = (pickle.loads(pickle.dumps(place)) for _ in range(2))
+    assert one._client is other._client
+    assert one._client is not place._client
