@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TypeVar
 import yaml
 
 from distsens.errors import InputError
-from distsens.experiment import merge
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -48,8 +47,24 @@ def parse_flags(arguments: Sequence[str]) -> dict[str, Any]:
         nested: dict[str, Any] = {name: parsed}
         for section in reversed(sections):
             nested = {section: nested}
-        found = merge(found, nested)
+        found = _beside(found, nested)
     return found
+
+
+def _beside(fields: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Flags section by section; a value beside fields of its section is its address: ``--model A --model.mean 0``."""
+    merged = dict(fields)
+    for key, value in changes.items():
+        below = merged.get(key)
+        if isinstance(below, Mapping) and isinstance(value, Mapping):
+            merged[key] = _beside(below, value)
+        elif isinstance(below, Mapping):
+            merged[key] = {**below, "address": value}
+        elif isinstance(value, Mapping) and below is not None:
+            merged[key] = {"address": below, **value}
+        else:
+            merged[key] = value
+    return merged
 
 
 def _value(text: str) -> Any:
@@ -100,12 +115,9 @@ def check_output(field: str, path: str) -> None:
 
 def take_addresses(flags: dict[str, Any]) -> list[str]:
     """Take the addresses out of ``flags``, where ``model`` may also be the section of that name."""
-    given = flags.get("model")
-    if given is None or isinstance(given, dict):
-        address = (given or {}).get("address")
-        return [] if address is None else [str(address)]
-    del flags["model"]
-    addresses = given if isinstance(given, list) else [given]
+    section = flags.get("model")
+    given = section.pop("address", None) if isinstance(section, dict) else flags.pop("model", None)
+    addresses = given if isinstance(given, list) else [] if given is None else [given]
     for address in addresses:
         if not isinstance(address, str):
             raise InputError("model", address, "it takes an address, or several")

@@ -6,9 +6,9 @@ import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
 from distsens.experiment import (
     Address,
@@ -23,6 +23,11 @@ from distsens.experiment import (
     validate,
 )
 
+# A number for each channel, or one for all.
+PerChannel = Annotated[
+    tuple[Number, ...], BeforeValidator(lambda given: given if isinstance(given, list | tuple) else (given,))
+]
+
 
 class JudgedModel(Section):
     """The classifier; fields left out are those of the run that trained it, where that is ours."""
@@ -34,8 +39,8 @@ class JudgedModel(Section):
     )
     factory: str | None = Field(None, description="File of weights: its catalogue name or package.module:function.")
     small_images: bool = Field(False, description="File of weights of a torchvision model with the small-image stem.")
-    mean: tuple[Number, ...] | None = Field(None, description="File of weights: subtracted from each channel.")
-    std: tuple[Number, ...] | None = Field(None, description="File of weights: each channel is divided by it.")
+    mean: PerChannel | None = Field(None, description="File of weights: subtracted from each channel.")
+    std: PerChannel | None = Field(None, description="File of weights: each channel is divided by it.")
 
 
 class JudgedData(Section):

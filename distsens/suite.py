@@ -103,7 +103,14 @@ def _adaptive(threat: Threat, examination: Examination, materials: Materials) ->
         threat,
         materials.pool,
         layers=sns.layers,
-        stabilizing=Stabilizing(sns.ratio, sns.selection, sns.distance, sns.measure, seed=examination.seed),
+        # Neurons that were chosen at random are those of the training's seed.
+        stabilizing=Stabilizing(
+            sns.ratio,
+            sns.selection,
+            sns.distance,
+            sns.measure,
+            seed=examination.seed if training is None else training.seed,
+        ),
     )
 
 

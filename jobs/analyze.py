@@ -62,6 +62,8 @@ def main(arguments: Sequence[str]) -> int:
         raise InputError("model", None, "name one: a run, a checkpoint, runs:/..., models:/... or a file of weights")
     given = merge(changes, {"model": {"address": models[0]}})
     if len(models) > 1:
+        if "others" in given:
+            raise InputError("others", given["others"], "leave it out: --model has named several")
         given = merge(given, {"others": models[1:]})
     return _analyze(options, given)
 

@@ -83,6 +83,7 @@ def _evaluate(options: Options, models: Sequence[str], changes: dict[str, Any]) 
     from distsens.distributed.examination_driver import (
         check_same,
         claim_of,
+        differences_from,
         find_evaluation,
         run_examination,
         verify_with,
@@ -90,6 +91,7 @@ def _evaluate(options: Options, models: Sequence[str], changes: dict[str, Any]) 
     from distsens.distributed.examination_preflight import check_examination
     from distsens.distributed.preflight import storage_url
     from distsens.distributed.verification import check_judges_claim, fields_to_verify, read_claim
+    from distsens.evaluation import Verification
     from distsens.report import EvaluationView, show_evaluation, show_models, summary_document
 
     console = Console()
@@ -117,6 +119,9 @@ def _evaluate(options: Options, models: Sequence[str], changes: dict[str, Any]) 
             checked.append(check_examination(examination, status.update))
         for warning in checked[-1].warnings:
             console.print(f"warning: {warning}", markup=False, highlight=False, soft_wrap=True)
+    if claim is not None and (faults := differences_from(claim, checked[0])):
+        console.print(Verification(0, 0, 0, faults).sentence, style="bold", highlight=False, soft_wrap=True)
+        return 1
     if resumed is not None:
         check_same(resumed, checked[0])
     if options.dry_run:

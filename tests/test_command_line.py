@@ -10,8 +10,17 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from distsens.command_line import WRONG_INPUT, as_lists, check_output, parse_flags, run_job, show_help
+from distsens.command_line import (
+    WRONG_INPUT,
+    as_lists,
+    check_output,
+    parse_flags,
+    run_job,
+    show_help,
+    take_addresses,
+)
 from distsens.errors import InputError
+from distsens.examination import Examination
 from distsens.experiment import Experiment
 
 NAMES = st.from_regex(r"[a-z]{1,4}(_[a-z]{1,3})?", fullmatch=True).filter(lambda name: not name.startswith("no_"))
@@ -227,3 +236,17 @@ def test_a_file_that_cannot_be_written_is_refused_and_nothing_is_left_of_the_loo
             check_output("summary", str(path))
     with pytest.raises(InputError, match="it cannot be written"):
         check_output("summary", "/proc/summary.json")
+
+
+@pytest.mark.parametrize("written", ["--model.mean 0.5 --model net.pt", "--model net.pt --model.mean 0.5"])
+def test_an_address_beside_fields_of_its_section_takes_nothing_of_them_away(written: str) -> None:
+    flags = parse_flags(written.split())
+    assert take_addresses(flags) == ["net.pt"]
+    assert flags == {"model": {"mean": 0.5}}
+    assert Examination.parse(flags).model.mean == (0.5,)
+
+
+def test_several_addresses_are_taken_and_none_is_none() -> None:
+    assert take_addresses(parse_flags("--model a.pt b.pt --model.std 0.2 0.3".split())) == ["a.pt", "b.pt"]
+    assert take_addresses(parse_flags(["--model.address", "a.pt"])) == ["a.pt"]
+    assert take_addresses({}) == []

@@ -129,6 +129,13 @@ def test_gradient_attacks_take_the_steps_of_the_examination() -> None:
     assert build_probe_attack(examination(**fields)).restarts == 1
 
 
+def test_of_neurons_that_were_chosen_at_random_the_adaptive_attack_knows_the_trainings_seed() -> None:
+    training = Experiment.parse({"seed": 7, "stabilize": {"selection": "random"}})
+    attack = build_attacks(examination(attacks=["adaptive"], seed=3), materials(training))["adaptive"]
+    assert isinstance(attack, Adaptive)
+    assert attack.stabilizing.seed == 7
+
+
 def test_the_adaptive_attack_attacks_what_the_training_stabilized() -> None:
     sns = {"ratio": 0.25, "selection": "bottom", "distance": "l2", "measure": "relative", "layers": ["conv*"]}
     training = Experiment.parse({"stabilize": {"weight": 1.0, **sns}})

@@ -1,7 +1,14 @@
 """Which neurons are sensitive, whether they decide, when they become so, and what they see."""
 
 from distsens.analysis.agreement import condition_agreement, correlate, match_all, match_neurons, model_agreement
-from distsens.analysis.assembly import SavedPairs, build_conditions, build_plan, intervened_layers, read_pairs
+from distsens.analysis.assembly import (
+    SavedPairs,
+    build_conditions,
+    build_plan,
+    find_pairs,
+    intervened_layers,
+    read_pairs,
+)
 from distsens.analysis.description import Ablation, Analysis, Gallery
 from distsens.analysis.findings import Findings, ModelFindings, findings_of, sensitivities
 from distsens.analysis.gallery import Sight, Wanted, as_map, look, numbers_in, wanted_sights
@@ -61,6 +68,7 @@ __all__ = [
     "contribution_table",
     "correlate",
     "epochs_jaccard",
+    "find_pairs",
     "findings_of",
     "flip_curves",
     "intervene",

@@ -80,11 +80,23 @@ class SavedPairs:
     adversarial: npt.NDArray[np.float32]
 
 
-def read_pairs(address: str, split: ImageSet, model_sha256: str) -> SavedPairs:
-    """The pairs that ``jobs/evaluate.py --save-examples`` wrote, of one evaluation.
+@dataclass(frozen=True)
+class PairsFolder:
+    """Where the pairs of one evaluation are that ``jobs/evaluate.py --save-examples`` wrote, and what they are of.
 
-    They are checked against the images that they are of and, where it was stored with them, the model that they fool.
+    threat, model_sha256 : the ball that they lie in, and the model that they fool; None where an earlier version did
+        not store them.
     """
+
+    address: str
+    place: Place
+    keys: tuple[str, ...]
+    threat: Threat | None
+    model_sha256: str | None
+
+
+def find_pairs(address: str) -> PairsFolder:
+    """The pairs of the one evaluation that are at an address, or below."""
     place = open_place(address)
     keys = [key for key in place.keys("") if _SHARD.fullmatch(key)]
     if not keys:
@@ -92,7 +104,22 @@ def read_pairs(address: str, split: ImageSet, model_sha256: str) -> SavedPairs:
     folders = sorted({key.rpartition("/")[0] for key in keys})
     if len(folders) > 1:
         raise InputError("pairs", address, f"pairs of several evaluations are there; name one of {', '.join(folders)}")
-    _check_model(place, f"{folders[0]}/{_ABOUT}".lstrip("/"), address, model_sha256)
+    about = f"{folders[0]}/{_ABOUT}".lstrip("/")
+    if not place.keys(about):
+        return PairsFolder(address, place, tuple(keys), None, None)
+    try:
+        said = read_json(place, about)
+        threat = Threat(said["threat"]["norm"], said["threat"]["eps"])
+        return PairsFolder(address, place, tuple(keys), threat, str(said["model"]["sha256"]))
+    except (OSError, ValueError, KeyError, TypeError):
+        raise InputError("pairs", address, f"its {_ABOUT} is damaged") from None
+
+
+def read_pairs(folder: PairsFolder, split: ImageSet, model_sha256: str) -> SavedPairs:
+    """The pairs themselves, checked against the images that they are of and the model that they fool."""
+    address, place, keys = folder.address, folder.place, folder.keys
+    if folder.model_sha256 not in (None, model_sha256):
+        raise InputError("pairs", address, "they were made to fool another model")
     parts: list[dict[str, npt.NDArray[np.generic]]] = []
     for key in keys:
         try:
@@ -115,14 +142,3 @@ def read_pairs(address: str, split: ImageSet, model_sha256: str) -> SavedPairs:
         raise InputError("pairs", address, "their images are not those of the data set's split")
     adversarial = np.concatenate([part["adversarial"] for part in parts])[inside].astype(np.float32)
     return SavedPairs(numbers, adversarial)
-
-
-def _check_model(place: Place, key: str, address: str, model_sha256: str) -> None:
-    if not place.keys(key):  # of an earlier version, which did not store it
-        return
-    try:
-        fooled = read_json(place, key)["model"]["sha256"]
-    except (OSError, ValueError, KeyError, TypeError):
-        raise InputError("pairs", address, f"its {_ABOUT} is damaged") from None
-    if fooled != model_sha256:
-        raise InputError("pairs", address, "they were made to fool another model")

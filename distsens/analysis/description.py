@@ -8,6 +8,7 @@ from typing import Any, Literal
 from pydantic import Field
 
 from distsens.attacks import AttackName
+from distsens.evaluation import is_weights_file
 from distsens.examination import Examination, GradientSteps, JudgedData, JudgedModel, JudgedThreat
 from distsens.experiment import Count, Number, Section, StoragePlace, Tracking, Workers, merge, validate
 from distsens.sensitivity import Replacement
@@ -24,7 +25,7 @@ class Ablation(Section):
     ratios: tuple[Number, ...] = Field(
         (0.02, 0.05, 0.1, 0.2, 0.5), min_length=1, description="Parts of a layer's neurons that are set, in (0, 1]."
     )
-    draws: Count = Field(10, ge=2, description="Random sets of neurons that the sensitive ones are compared with.")
+    draws: Count = Field(10, ge=10, description="Random sets of neurons that the sensitive ones are compared with.")
     steps: Count = Field(8, ge=1, description="Gradients on the way from benign to adversarial, for contributions.")
 
 
@@ -89,9 +90,8 @@ class Analysis(Section):
 
     def examination(self, address: str) -> Examination:
         """The same model, data and threat as an examination: all that can be checked of one, can be here."""
-        model = self.model if address == self.model.address else JudgedModel(address=address)
         return Examination(
-            model=model,
+            model=self._judged(address),
             data=self.data,
             threat=self.threat,
             attacks=("pgd",),
@@ -102,6 +102,13 @@ class Analysis(Section):
             storage=self.storage,
             tracking=self.tracking,
         )
+
+    def _judged(self, address: str) -> JudgedModel:
+        """A model; what is said of files of weights is said of all of them, and of no run beside them."""
+        if not any(is_weights_file(one) for one in self.addresses):
+            return self.model if address == self.model.address else JudgedModel(address=address)
+        said = self.model.model_dump(exclude={"address"}) if is_weights_file(address) else {}
+        return JudgedModel(address=address, **said)
 
     def completed(self, examination: Examination) -> Analysis:
         """The same analysis, with what it leaves out of data and threat taken from a completed examination."""

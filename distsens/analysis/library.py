@@ -138,7 +138,7 @@ def ablate(
 
     Parameters
     ----------
-    neurons : of :func:`measure`; its layers are ablated, each by itself and all together.
+    neurons : of :func:`measure`, every neuron; its layers are ablated, each by itself and all together.
     replacements, ratios, draws : see :class:`distsens.analysis.InterventionPlan`.
 
     Returns
@@ -184,6 +184,12 @@ def _plan(
     batch_size: int,
     seed: int,
 ) -> InterventionPlan:
+    if draws < 2:
+        raise InputError("draws", draws, "at least 2 random sets, for their spread")
+    for layer, part in neurons.groupby("layer", sort=False):
+        if sorted(part["neuron"]) != list(range(len(part))):
+            allowed = f"all neurons of {layer} are needed, each once, as measure returns them, not those of top_k"
+            raise InputError("neurons", f"{len(part)} rows", allowed)
     ordered = {str(layer): part.sort_values("neuron") for layer, part in neurons.groupby("layer", sort=False)}
     return InterventionPlan(
         {layer: torch.as_tensor(part[by].to_numpy().copy()) for layer, part in ordered.items()},

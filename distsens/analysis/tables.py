@@ -21,9 +21,9 @@ def neuron_table(meters: Mapping[str, StatisticsMeter], ratio: float, by: str = 
 
     Columns: ``condition``, ``layer``, ``neuron`` (its number); ``absolute``, ``relative``, each with its standard error
     (``absolute_error``, ``relative_error``); ``magnitude`` and ``output``, the mean absolute and the mean benign
-    output; ``noise`` and ``noise_relative``, the two sensitivities under random noise of the norm of the first
-    condition (missing for others), and ``over_noise``, absolute over noise; ``rank`` in its layer, from 1, and
-    ``sensitive``, whether it is among the ``ceil(ratio * neurons)`` first, both by the column ``by``.
+    output; ``noise`` (with ``noise_error``) and ``noise_relative``, the two sensitivities under random noise of the
+    norm of the first condition (missing for others), and ``over_noise``, absolute over noise; ``rank`` in its layer,
+    from 1, and ``sensitive``, whether it is among the ``ceil(ratio * neurons)`` first, both by the column ``by``.
     """
     parts: list[pd.DataFrame] = []
     for condition, meter in meters.items():
@@ -36,6 +36,7 @@ def neuron_table(meters: Mapping[str, StatisticsMeter], ratio: float, by: str = 
         for layer, one in statistics.items():
             part = _rows(one).assign(condition=condition, layer=layer)
             part["noise"] = np.nan if floor is None else floor[layer].absolute.cpu().numpy()
+            part["noise_error"] = np.nan if floor is None else floor[layer].absolute_error.cpu().numpy()
             part["noise_relative"] = np.nan if floor is None else floor[layer].relative.cpu().numpy()
             part["over_noise"] = part["absolute"] / part["noise"].where(part["noise"] > 0)
             part["rank"] = part[by].rank(method="first", ascending=False).astype("int64")
@@ -193,13 +194,16 @@ def neurons_to_flip(curves: pd.DataFrame) -> pd.DataFrame:
 def contribution_table(found: Intervened) -> pd.DataFrame:
     """One row a neuron: ``contribution`` to the change of the margin, mean over pairs, and ``contribution_error``.
 
-    ``part`` is its contribution over the sum of the layer's, so that parts sum to 1.
+    ``part`` is its contribution over the sum of the layer's, so that parts sum to 1: its share of what passes through
+    the layer, which beside a shortcut can be little of the whole change.
     """
     parts = []
     for layer, sums in found.contributions.items():
         mean = (sums.contribution / found.images).numpy()
         variance = (sums.squares / found.images).numpy() - mean**2
-        error = np.sqrt(np.clip(variance, 0, None) / max(1, found.images - 1))
+        error = (
+            np.sqrt(np.clip(variance, 0, None) / (found.images - 1)) if found.images > 1 else np.full_like(mean, np.nan)
+        )
         parts.append(
             pd.DataFrame({"layer": layer, "neuron": np.arange(len(mean)), "contribution": mean})
             .assign(contribution_error=error)

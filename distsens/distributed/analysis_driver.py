@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 import ray
@@ -19,13 +19,12 @@ from distsens.analysis import (
     findings_of,
     neuron_table,
     sensitivities,
-    training_history,
     wanted_sights,
 )
 from distsens.distributed.analysis_preflight import CheckedAnalysis
 from distsens.distributed.analysts import AnalystAssignment, Analysts, Shard
 from distsens.distributed.cluster import check_capacity_of_cluster, connected
-from distsens.distributed.endings import cause
+from distsens.distributed.endings import MLFLOW_STATUS, Status, explain, finish
 from distsens.distributed.examination_driver import ended_whatever_happens, name_after
 from distsens.distributed.examiners import share_split
 from distsens.distributed.provenance import provenance_tags
@@ -50,7 +49,8 @@ class _Found:
 def run_analysis(checked: CheckedAnalysis, view: AnalysisView) -> tuple[AnalysisSummary, int]:
     """Analyse to the end, or to a failure or interruption: the summary and the exit code."""
     began = time.monotonic()
-    status, message, code = "failed", None, 1
+    status: Status = "failed"
+    message, code = None, 1
     analysis = checked.analysis
     findings: Findings | None = None
     report: Report | None = None
@@ -66,29 +66,9 @@ def run_analysis(checked: CheckedAnalysis, view: AnalysisView) -> tuple[Analysis
         view.say(f"analysis {name}")
         view.say(f"storage {place.url}")
         view.say(f"tracking {without_password(tracked.uri)} run {tracked.run_id}")
-        try:
-            found = _analyse(checked, name, view)
-            view.stage("writing the report", 1)
-            classes = checked.examinations[0].dataset.classes
-            findings = findings_of(found.models, classes, analysis.ratio, analysis.measure, found.matches)
-            report = build_report(
-                findings,
-                {one.name: one.sights for one in found.models},
-                analysis=analysis,
-                classes=classes,
-                images=len(checked.split),
-                title=" and ".join(checked.names) if len(checked.names) < 3 else f"{len(checked.names)} models",
-                warnings=checked.warnings,
-            )
-            status, code = "finished", 0
-        except KeyboardInterrupt:
-            ignore_signals()
-            status, message, code = "interrupted", f"interrupted by {caught.name}", caught.exit_code
-        except (ray.exceptions.RayError, OSError) as error:
-            message = cause(error)
-        finally:
-            ignore_signals()
-            summary = AnalysisSummary.of(
+
+        def summarize(status: Status, message: str | None) -> AnalysisSummary:
+            return AnalysisSummary.of(
                 findings,
                 report,
                 status=status,
@@ -104,12 +84,32 @@ def run_analysis(checked: CheckedAnalysis, view: AnalysisView) -> tuple[Analysis
                 warnings=list(checked.warnings),
                 seconds=time.monotonic() - began,
             )
-            if findings is not None and report is not None:
-                _record(summary, findings, report, place, tracked)
-                if analysis.output is not None:
-                    _write(report, findings, summary, open_place(analysis.output))
-            tracked.finish({"finished": "FINISHED", "failed": "FAILED", "interrupted": "KILLED"}[status], message)  # type: ignore[arg-type]
-    return summary, code
+
+        try:
+            found = _analyse(checked, name, view)
+            view.stage("writing the report", 1)
+            classes = checked.examinations[0].dataset.classes
+            findings = findings_of(found.models, classes, analysis.ratio, analysis.measure, found.matches)
+            report = build_report(
+                findings,
+                {one.name: one.sights for one in found.models},
+                analysis=analysis,
+                classes=classes,
+                images=len(checked.split),
+                title=" and ".join(checked.names) if len(checked.names) < 3 else f"{len(checked.names)} models",
+                warnings=checked.warnings,
+            )
+            _record(summarize("finished", None), findings, report, place, tracked)
+            status, code = "finished", 0
+        except KeyboardInterrupt:
+            ignore_signals()
+            status, message, code = "interrupted", f"interrupted by {caught.name}", caught.exit_code
+        except Exception as error:
+            message = explain(error, view.say)
+        finally:
+            ignore_signals()
+            finish(tracked, MLFLOW_STATUS[status], message, view.say)
+    return summarize(status, message), code
 
 
 def _track(checked: CheckedAnalysis, name: str) -> TrackedRun:
@@ -118,7 +118,9 @@ def _track(checked: CheckedAnalysis, name: str) -> TrackedRun:
     parents = [subject.mlflow_run_id for subject in checked.subjects if subject.mlflow_run_id is not None]
     if parents:
         tags |= {"mlflow.parentRunId": parents[0], "distsens.trained_by": " ".join(parents)}
-    digests = {f"model.{label}.sha256": one.sha256 for label, one in zip(checked.names, checked.subjects, strict=True)}
+    digests: dict[str, str] = {}
+    for number, (label, one) in enumerate(zip(checked.names, checked.subjects, strict=True), 1):
+        digests |= {f"model.{number}.name": label, f"model.{number}.sha256": one.sha256}
     return TrackedRun.create(
         first.tracking_uri,
         experiment=analysis.tracking.experiment,
@@ -156,9 +158,9 @@ def _analyse(checked: CheckedAnalysis, name: str, view: AnalysisView) -> _Found:
         wanted = {model: _wanted(checked, found[model].measured) for model in models}
         looks = analysts.look(wanted, _SECONDS_BETWEEN_LOOKS)
         for (model, _), sights in view.count("looking", looks, len(wanted)):
-            found[model].sights = sights
-    for model, subject in enumerate(checked.subjects):
-        found[model].history = training_history(subject)
+            found[model].sights = [replace(sight, image=_number(checked, sight.image)) for sight in sights]
+    for model, history in enumerate(checked.histories):
+        found[model].history = history
     return _Found(found, _matches(checked, analysts, view))
 
 
@@ -226,8 +228,16 @@ def _merged(done: Iterator[tuple[Shard, M]]) -> dict[int, M]:
     return total
 
 
+def _number(checked: CheckedAnalysis, row: int) -> int:
+    """Of an analysed image, its number in the split, of which saved pairs may be of a part."""
+    return row if checked.pairs is None else int(checked.pairs.numbers[row])
+
+
 def _record(summary: AnalysisSummary, findings: Findings, report: Report, place: Place, tracked: TrackedRun) -> None:
-    _write(report, findings, summary, place)
+    """Keep everything, where the analysis is wanted and stored first: MLflow's server may be down by now."""
+    output = summary.analysis["output"]
+    for where in ([] if output is None else [open_place(output)]) + [place]:
+        _write(report, findings, summary, where)
     tracked.log_result(summary.metrics())
     for path, content in report.files().items():
         tracked.log_bytes(path, content)

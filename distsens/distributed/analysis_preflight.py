@@ -3,21 +3,33 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 
-from distsens.analysis import Analysis, SavedPairs, build_plan, intervened_layers, read_pairs
+from distsens.analysis import (
+    Analysis,
+    History,
+    SavedPairs,
+    build_plan,
+    find_pairs,
+    intervened_layers,
+    read_pairs,
+    training_history,
+)
 from distsens.attacks import Threat
 from distsens.data import ImageSet
-from distsens.distributed.examination_preflight import CheckedExamination, check_examination
+from distsens.distributed.examination_preflight import CheckedExamination, check_examination, check_radius
 from distsens.errors import InputError
 from distsens.evaluation import Subject
+from distsens.examination import JudgedThreat
 from distsens.sensitivity import neuron_counts
 from distsens.storage import Place, open_place
 from distsens.suite import build_threat
+
+_LONGEST_NAME = 100
 
 
 @dataclass(frozen=True)
@@ -28,6 +40,7 @@ class CheckedAnalysis:
     names : what the models are called, each another. layers : of each model, neurons by layer.
     intervened : of each model, the layers that are intervened on.
     split : the images that are analysed, those of the pairs if pairs are given.
+    histories : of each model, what its training wrote down of its neurons.
     """
 
     analysis: Analysis
@@ -38,6 +51,7 @@ class CheckedAnalysis:
     threat: Threat
     split: ImageSet
     pairs: SavedPairs | None
+    histories: tuple[History | None, ...]
     warnings: tuple[str, ...]
 
     @property
@@ -53,18 +67,10 @@ class CheckedAnalysis:
 
 def check_analysis(analysis: Analysis, tell: Callable[[str], None] = lambda _: None) -> CheckedAnalysis:
     """Check models, data, attacks, layers, pairs, storage, tracking and this machine's resources; writes nothing."""
-    if len(set(analysis.addresses)) < len(analysis.addresses):
-        raise InputError("model", list(analysis.addresses), "each model once")
-    if analysis.names and len(analysis.names) != len(analysis.addresses):
-        raise InputError("names", list(analysis.names), f"one for each of {len(analysis.addresses)} models, or none")
-    if len(set(analysis.names)) < len(analysis.names):
-        raise InputError("names", list(analysis.names), "each name once")
-    for field, values in (("ablation.ratios", analysis.ablation.ratios), ("eps", analysis.eps)):
-        for value in values:
-            if not (0.0 < value <= 1.0 or (field == "eps" and value > 0.0)):
-                raise InputError(field, value, "it must be above 0" + ("" if field == "eps" else " and at most 1"))
-    if analysis.pairs is not None and len(analysis.addresses) > 1:
-        raise InputError("pairs", analysis.pairs, "saved pairs are adversarial for one model: name only that one")
+    _check_words(analysis)
+    folder = None if analysis.pairs is None else find_pairs(analysis.pairs)
+    if folder is not None and folder.threat is not None:
+        analysis = analysis.model_copy(update={"threat": _threat_of_pairs(analysis, folder.threat)})
     examinations: list[CheckedExamination] = []
     for address in analysis.addresses:
         examinations.append(check_examination(analysis.examination(address), tell))
@@ -77,7 +83,11 @@ def check_analysis(analysis: Analysis, tell: Callable[[str], None] = lambda _: N
                 "model", one.subject.address, "its images are others than those of the first model; see data.name"
             )
     threat = build_threat(first.examination)
-    pairs = None if analysis.pairs is None else read_pairs(analysis.pairs, first.split, first.subject.sha256)
+    for eps in analysis.eps:
+        check_radius("eps", eps, threat.norm, first.dataset.shape)
+    if repeated := [eps for eps in analysis.eps if f"{eps:.4g}" == f"{threat.eps:.4g}"]:
+        raise InputError("eps", repeated[0], "it is that of the threat: leave it out")
+    pairs = None if folder is None else read_pairs(folder, first.split, first.subject.sha256)
     layers, intervened = [], []
     for one in examinations:
         network = one.subject.build(one.dataset.shape, len(one.dataset.classes))
@@ -86,23 +96,83 @@ def check_analysis(analysis: Analysis, tell: Callable[[str], None] = lambda _: N
         intervened.append(intervened_layers(analysis, network))
     if analysis.output is not None:
         open_place(analysis.output).check_writable()
+    subjects = [one.subject for one in examinations]
+    histories, faults = read_histories(subjects)
     return CheckedAnalysis(
         analysis,
         tuple(examinations),
-        analysis.names or _names(examinations),
+        analysis.names or names_of(subjects),
         tuple(layers),
         tuple(intervened),
         threat,
         first.split if pairs is None else first.split.take(np.asarray(pairs.numbers)),
         pairs,
-        tuple(dict.fromkeys(warning for one in examinations for warning in one.warnings)),
+        histories,
+        tuple(dict.fromkeys([*(warning for one in examinations for warning in one.warnings), *faults])),
     )
 
 
-def _names(examinations: list[CheckedExamination]) -> tuple[str, ...]:
+def _check_words(analysis: Analysis) -> None:
+    """Refuse what no model and no data is needed to see."""
+    addresses, names = analysis.addresses, analysis.names
+    _once("model", addresses)
+    if names and len(names) != len(addresses):
+        raise InputError("names", list(names), f"one for each of {len(addresses)} models, or none")
+    # In MLflow these are parts of the names of metrics, in which some characters become others.
+    _once("names", [re.sub(r"[^\w.\- :]", "_", name) for name in names])
+    for name in names:
+        if not name.strip(". ") or "/" in name or len(name) > _LONGEST_NAME:
+            raise InputError("names", name, f"a word or some, without /, of at most {_LONGEST_NAME} characters")
+    _once("attacks", analysis.attacks)
+    _once("eps", [f"{eps:.4g}" for eps in analysis.eps])
+    for ratio in analysis.ablation.ratios:
+        if not 0.0 < ratio <= 1.0:
+            raise InputError("ablation.ratios", ratio, "it must be above 0 and at most 1")
+    if analysis.data.images:
+        raise InputError("data.images", list(analysis.data.images), "leave it out; data.limit takes the first images")
+    if analysis.pairs is not None:
+        if len(addresses) > 1:
+            raise InputError("pairs", analysis.pairs, "saved pairs are adversarial for one model: name only that one")
+        if analysis.attacks != Analysis().attacks:
+            raise InputError("attacks", list(analysis.attacks), "leave it out: saved pairs need none")
+        if analysis.eps:
+            raise InputError("eps", list(analysis.eps), "leave it out: saved pairs are at one radius")
+
+
+def _once(field: str, values: Sequence[str]) -> None:
+    if len(set(values)) < len(values):
+        raise InputError(field, list(values), "each one once")
+
+
+def _threat_of_pairs(analysis: Analysis, threat: Threat) -> JudgedThreat:
+    """The ball that saved pairs lie in, which may be said once more, but not otherwise."""
+    for name, value in (("norm", threat.norm), ("eps", threat.eps)):
+        said = getattr(analysis.threat, name)
+        if said is not None and said != value:
+            raise InputError(f"threat.{name}", said, f"the pairs were made for {threat.norm} with eps {threat.eps:g}")
+    return JudgedThreat(norm=threat.norm, eps=threat.eps)
+
+
+def read_histories(subjects: Sequence[Subject]) -> tuple[tuple[History | None, ...], list[str]]:
+    """What each training wrote down of its neurons; one that cannot be read is missed, and said."""
+    found: list[History | None] = []
+    faults = []
+    for subject in subjects:
+        try:
+            found.append(training_history(subject))
+        except (OSError, ValueError, KeyError) as error:
+            found.append(None)
+            reason = " ".join(str(error).split())
+            faults.append(f"what the training of {subject.name} wrote down of its neurons is unreadable: {reason}")
+    return tuple(found), faults
+
+
+def names_of(subjects: Sequence[Subject]) -> tuple[str, ...]:
     """The runs' names without the moment of their begin where that keeps them apart, else the ends of addresses."""
-    short = tuple(re.sub(r"-\d{8}-\d{6}-[0-9a-f]{4}$", "", one.subject.name) for one in examinations)
-    if len(set(short)) == len(short):
-        return short
-    long = tuple(one.subject.address.rstrip("/").rpartition("/")[2] for one in examinations)
-    return long if len(set(long)) == len(long) else tuple(one.subject.address for one in examinations)
+    short = [re.sub(r"-\d{8}-\d{6}-[0-9a-f]{4}$", "", one.name) for one in subjects]
+    ends = [one.address.rstrip("/").rpartition("/")[2] for one in subjects]
+    for candidates in (short, ends, [one.address for one in subjects]):
+        words = tuple(re.sub(r"[^\w.]+", "-", name).strip("-.")[-_LONGEST_NAME:] for name in candidates)
+        if len(set(words)) == len(words) and all(words):
+            return words
+    return tuple(f"model {number}" for number in range(1, len(subjects) + 1))

@@ -14,6 +14,16 @@ from distsens.errors import InputError
 from distsens.storage import CheckpointError
 from distsens.tracking import TakenOverError, TrackedRun, is_store_error, reason
 
+Status = Literal["finished", "failed", "interrupted"]
+"""How a job's work ended, as its summary says."""
+
+MLFLOW_STATUS: dict[Status, Literal["FINISHED", "FAILED", "KILLED"]] = {
+    "finished": "FINISHED",
+    "failed": "FAILED",
+    "interrupted": "KILLED",
+}
+"""The same as MLflow calls it."""
+
 # What the other workers say when one of them has gone.
 _BROKEN_GROUP = re.compile(r"connection|gloo|nccl|process ?group|peer", re.IGNORECASE)
 

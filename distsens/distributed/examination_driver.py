@@ -15,13 +15,13 @@ from typing import Any
 import ray
 
 from distsens.distributed.cluster import check_capacity_of_cluster, connected
-from distsens.distributed.endings import cause
+from distsens.distributed.endings import MLFLOW_STATUS, Status, cause, explain, finish
 from distsens.distributed.examination_preflight import CheckedExamination, pool
 from distsens.distributed.examiners import Assignment, Examiners, share_split
 from distsens.distributed.provenance import package_versions, provenance_tags
 from distsens.distributed.signals import ignore_signals, signals_interrupt
 from distsens.errors import InputError
-from distsens.evaluation import Check, Ledger, Verification, make_claim, verify
+from distsens.evaluation import Check, Ledger, Verification, differences, make_claim, verify
 from distsens.examination import Examination
 from distsens.report import EvaluationSummary, EvaluationView, evaluation_figure
 from distsens.storage import Place, open_place, place_name, read_json, write_json
@@ -110,6 +110,9 @@ def check_same(stored: StoredEvaluation, checked: CheckedExamination) -> None:
     ):
         if before != now:
             raise InputError("resume", stored.name, f"the {what} is another than when it began")
+    wanted = checked.examination.examples
+    if wanted != stored.examination.examples and stored.place.keys("ledger"):
+        raise InputError("examples", wanted, "the same as when it began: shards that are done are not attacked again")
 
 
 def run_examination(
@@ -117,7 +120,8 @@ def run_examination(
 ) -> tuple[EvaluationSummary, Ledger | None, int]:
     """Judge to the end, or to a failure or interruption: the summary, the ledger if it is whole, and the exit code."""
     began = time.monotonic()
-    status, message, code = "failed", None, 1
+    status: Status = "failed"
+    message, code = None, 1
     checks: list[Check] = []
     done = {} if resumed is None else resumed.shards()
     with ExitStack() as stack:
@@ -132,20 +136,9 @@ def run_examination(
         view.say(f"evaluation {stored.name}")
         view.say(f"storage {stored.place.url}")
         view.say(f"tracking {without_password(tracked.uri)} run {tracked.run_id}")
-        try:
-            checks = _judge(checked, stored, done, view, began - stored.seconds)
-            ledger = Ledger.join([done[number] for number in sorted(done)])
-            stored.place.put("ledger.parquet", ledger.to_parquet())
-            status, code = "finished", 0
-        except KeyboardInterrupt:
-            ignore_signals()
-            status, message, code = "interrupted", f"interrupted by {caught.name}", caught.exit_code
-        except (ray.exceptions.RayError, OSError) as error:
-            message = cause(error)
-        finally:
-            ignore_signals()
-            partial = Ledger.join(list(done.values())) if done else None
-            summary = EvaluationSummary.of(
+
+        def summarize(status: Status, message: str | None) -> EvaluationSummary:
+            return EvaluationSummary.of(
                 status=status,
                 message=message,
                 run=stored.name,
@@ -157,7 +150,7 @@ def run_examination(
                 data=_data(checked),
                 classes=checked.dataset.classes,
                 images=len(checked.numbers),
-                ledger=partial,
+                ledger=Ledger.join([done[number] for number in sorted(done)]) if done else None,
                 checks=checks,
                 warnings=checked.warnings,
                 baseline=checked.baseline,
@@ -166,10 +159,22 @@ def run_examination(
                 seconds_now=time.monotonic() - began,
                 judged_now=sum(len(part) for part in done.values()) - before,
             )
-            if status == "finished" and partial is not None:
-                _record(summary, partial, tracked)
-            tracked.finish({"finished": "FINISHED", "failed": "FAILED", "interrupted": "KILLED"}[status], message)  # type: ignore[arg-type]
-    return summary, partial if status == "finished" else None, code
+
+        try:
+            checks = _judge(checked, stored, done, view, began - stored.seconds)
+            ledger = Ledger.join([done[number] for number in sorted(done)])
+            stored.place.put("ledger.parquet", ledger.to_parquet())
+            _record(summarize("finished", None), ledger, tracked)
+            status, code = "finished", 0
+        except KeyboardInterrupt:
+            ignore_signals()
+            status, message, code = "interrupted", f"interrupted by {caught.name}", caught.exit_code
+        except Exception as error:
+            message = explain(error, view.say)
+        finally:
+            ignore_signals()
+            finish(tracked, MLFLOW_STATUS[status], message, view.say)
+    return summarize(status, message), ledger if status == "finished" else None, code
 
 
 def claim_of(checked: CheckedExamination, ledger: Ledger, summary: EvaluationSummary) -> dict[str, Any]:
@@ -184,6 +189,17 @@ def claim_of(checked: CheckedExamination, ledger: Ledger, summary: EvaluationSum
         versions=package_versions(),
         commit=summary.commit,
         seconds=summary.seconds,
+    )
+
+
+def differences_from(claim: dict[str, Any], checked: CheckedExamination) -> tuple[str, ...]:
+    """What would be judged that is not what is claimed."""
+    return differences(
+        claim,
+        model=_model(checked),
+        data_digest=checked.data_digest,
+        source_sha256=_source_sha256(checked),
+        settings=checked.attacks,
     )
 
 

@@ -7,23 +7,38 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
+from torch import Tensor, nn
 
-from distsens.data import SEVERITIES, Dataset, ImageSet, to_pixels
-from distsens.distributed.cluster import check_capacity_here
-from distsens.distributed.preflight import storage_url, tracking_places
+from distsens.attacks import Norm
+from distsens.data import SEVERITIES, Dataset, ImageSet, corrupt, to_pixels
+from distsens.distributed.cluster import check_capacity_here, job_submission_id
+from distsens.distributed.preflight import left_out_notices, storage_url, tracking_places
 from distsens.errors import InputError
-from distsens.evaluation import Pool, Subject, find_subject, inspect
+from distsens.evaluation import (
+    Judgement,
+    Pool,
+    Subject,
+    absolute_address,
+    find_subject,
+    has_gradients,
+    inspect,
+    is_weights_file,
+)
 from distsens.examination import Examination
 from distsens.experiment import Experiment
-from distsens.models import WEIGHTS_SUFFIXES
+from distsens.sensitivity import neuron_counts
 from distsens.storage import Place, open_place
 from distsens.suite import Materials, attack_settings, build_judgement, families, load_judged
 from distsens.tracking import check_tracking
 
 _INSPECTED = 64
+_CLASSES_NAMED = 5
+_WITHOUT_GRADIENTS = ("square", "transfer")
 
 
 @dataclass(frozen=True)
@@ -77,6 +92,7 @@ def check_examination(examination: Examination, tell: Callable[[str], None] = la
     if ("transfer" in examination.attacks) != (examination.transfer is not None):
         raise InputError("transfer", examination.transfer, "names a model if, and only if, transfer is an attack")
     source = _source(examination, subject, uri)
+    examination = _placed(examination)
     dataset, split = load_judged(examination, subject.experiment, tell)
     _check_radii(examination, dataset.shape)
     classes = len(dataset.classes)
@@ -87,7 +103,13 @@ def check_examination(examination: Examination, tell: Callable[[str], None] = la
     pixels = to_pixels(images[slice(0, count)])
     materials = Materials(classes, subject.experiment, Pool(pixels, labels[:count]), other)
     judgement = build_judgement(examination, materials)
-    warnings = inspect(network, pixels, labels[:count], classes)
+    warnings = [*left_out_notices(dataset), *_classes_left_out(examination, dataset, labels)]
+    warnings += inspect(network, pixels, labels[:count], classes)
+    _check_gradients(judgement, examination, network, pixels, labels[:count])
+    if "adaptive" in judgement.attacks:
+        _check_layers(network, subject, dataset.shape)
+    for family in families(examination.corruptions):
+        corrupt(images[slice(0, 1)], family, SEVERITIES[0], torch.zeros(1, dtype=torch.int64))
     storage.check_writable()
     if examination.examples is not None:
         open_place(examination.examples).check_writable()
@@ -107,18 +129,31 @@ def check_examination(examination: Examination, tell: Callable[[str], None] = la
     )
 
 
+def _placed(examination: Examination) -> Examination:
+    """The same with places from the root on: whoever resumes it, and every actor, is to find the same."""
+    examples = examination.examples
+    if examples is not None:
+        if job_submission_id() is not None and "://" not in examples and not Path(examples).expanduser().is_absolute():
+            allowed = "a submitted job's folder is deleted after it: name one from the root on, or s3://bucket/prefix"
+            raise InputError("examples", examples, allowed)
+        examples = open_place(examples).url
+    transfer = None if examination.transfer is None else absolute_address(examination.transfer)
+    model = examination.model.model_copy(update={"address": absolute_address(examination.model.address)})
+    return examination.model_copy(update={"model": model, "transfer": transfer, "examples": examples})
+
+
 def _source(examination: Examination, judged: Subject, tracking_uri: str) -> Subject | None:
     """The model that transferred examples are made on; a file of weights is of the judged model's architecture."""
-    address, model = examination.transfer, examination.model
+    address = examination.transfer
     if address is None:
         return None
     architecture: dict[str, Any] = {}
-    if address.endswith(WEIGHTS_SUFFIXES) and not address.startswith(("runs:/", "models:/")):
+    if is_weights_file(address):
         architecture = {
             "factory": judged.architecture.name,
             "small_images": judged.architecture.small_images,
-            "mean": model.mean,
-            "std": model.std,
+            "mean": judged.architecture.mean,
+            "std": judged.architecture.std,
         }
     try:
         return find_subject(address, tracking_uri=tracking_uri, **architecture)
@@ -149,12 +184,46 @@ def _baseline(examination: Examination) -> dict[str, list[float]] | None:
     return {family: rates[family] for family in wanted}
 
 
+def _classes_left_out(examination: Examination, dataset: Dataset, labels: Tensor) -> list[str]:
+    """A limit takes the first images, and folders and some files have them class by class."""
+    without = [name for number, name in enumerate(dataset.classes) if not bool((labels == number).any())]
+    if examination.data.limit is None or not without:
+        return []
+    some = ", ".join(without[:_CLASSES_NAMED]) + (", ..." if len(without) > _CLASSES_NAMED else "")
+    return [f"data.limit takes the first {len(labels)} images, which leave out {len(without)} classes: {some}"]
+
+
+def _check_gradients(
+    judgement: Judgement, examination: Examination, network: nn.Module, images: Tensor, labels: Tensor
+) -> None:
+    """Refuse attacks along gradients where there is none: a forward that leaves torch cuts it off."""
+    need = [name for name in judgement.attacks if name not in _WITHOUT_GRADIENTS]
+    need += ["diagnostics"] * examination.diagnostics + ["eps_curve"] * bool(examination.eps_curve)
+    if need and not has_gradients(network, images[:1], labels[:1]):
+        allowed = f"the model cuts gradients off (detached, or through NumPy): take {' or '.join(_WITHOUT_GRADIENTS)}"
+        raise InputError("attacks", need[0], allowed)
+
+
+def _check_layers(network: nn.Module, subject: Subject, shape: tuple[int, int, int]) -> None:
+    layers = ("auto",) if subject.experiment is None else subject.experiment.stabilize.layers
+    try:
+        neuron_counts(network, layers, torch.zeros(1, *shape))
+    except InputError as error:
+        raise InputError("attacks", "adaptive", f"of its layers {error.value!r}: {error.allowed}") from None
+
+
 def _check_radii(examination: Examination, shape: tuple[int, int, int]) -> None:
     norm = examination.threat.norm or "linf"
-    widest = {"linf": 1.0, "l2": math.sqrt(math.prod(shape)), "l1": float(math.prod(shape))}[norm]
     for field, eps in (("threat.eps", examination.threat.eps), *(("eps_curve", eps) for eps in examination.eps_curve)):
-        if eps is not None and not 0.0 < eps <= widest:
-            raise InputError(field, eps, f"above 0 and at most {widest:.4g}: two images are no further apart in {norm}")
+        if eps is not None:
+            check_radius(field, eps, norm, shape)
+
+
+def check_radius(field: str, eps: float, norm: Norm, shape: tuple[int, int, int]) -> None:
+    """Refuse a radius that is none, or larger than the widest distance between two images of the shape."""
+    widest = {"linf": 1.0, "l2": math.sqrt(math.prod(shape)), "l1": float(math.prod(shape))}[norm]
+    if not 0.0 < eps <= widest:
+        raise InputError(field, eps, f"above 0 and at most {widest:.4g}: two images are no further apart in {norm}")
 
 
 def pool(dataset: Dataset, size: int = 256) -> ImageSet:

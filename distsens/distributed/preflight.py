@@ -48,13 +48,13 @@ def check(experiment: Experiment, tell: Callable[[str], None] = lambda _: None) 
     ``tell`` hears how far the reading of many files has come.
     """
     check_capacity_here(experiment.workers, experiment.data.decoding_cpus)
-    dataset = assembly.load_data(experiment, tell)
-    extra = assembly.build_extra(experiment, dataset.extra)
-    model, neurons = check_against(experiment, dataset, extra)
     storage = open_place(storage_url(experiment))
     storage.check_writable()
     uri, artifacts = tracking_places(experiment, storage)
     check_tracking(uri, experiment=experiment.tracking.experiment, artifact_root=artifacts)
+    dataset = assembly.load_data(experiment, tell)  # last: to read many files takes long
+    extra = assembly.build_extra(experiment, dataset.extra)
+    model, neurons = check_against(experiment, dataset, extra)
     return Checked(
         dataset,
         extra,
@@ -63,7 +63,7 @@ def check(experiment: Experiment, tell: Callable[[str], None] = lambda _: None) 
         storage,
         uri,
         artifacts,
-        (*_data_notices(dataset), *_notices(experiment)),
+        (*left_out_notices(dataset), *_notices(experiment)),
     )
 
 
@@ -160,7 +160,8 @@ def _checked_attack(experiment: Experiment, section: str) -> GradientAttack:
     return attack
 
 
-def _data_notices(dataset: Dataset) -> tuple[str, ...]:
+def left_out_notices(dataset: Dataset) -> tuple[str, ...]:
+    """Which files cannot be read."""
     left_out = dataset.left_out
     if not left_out:
         return ()

@@ -1,8 +1,8 @@
 """Robust accuracy of a classifier, whoever trained it: found by its address, examined, attacked, and claimed."""
 
 from distsens.evaluation.adaptive import Adaptive, Pool
-from distsens.evaluation.addresses import find_subject
-from distsens.evaluation.claim import Verification, check_claim, make_claim, proportion, verify
+from distsens.evaluation.addresses import absolute_address, find_subject, is_weights_file
+from distsens.evaluation.claim import Verification, check_claim, differences, make_claim, proportion, verify
 from distsens.evaluation.corruption_error import (
     ErrorRates,
     corruption_errors,
@@ -11,7 +11,7 @@ from distsens.evaluation.corruption_error import (
     relative_mean_corruption_error,
 )
 from distsens.evaluation.examine import Examined, Judgement, examine
-from distsens.evaluation.health import inspect
+from distsens.evaluation.health import has_gradients, inspect
 from distsens.evaluation.intervals import Spread, over_seeds, wilson
 from distsens.evaluation.last_iterate import LastIterate
 from distsens.evaluation.ledger import Ledger, Proportion
@@ -37,12 +37,16 @@ __all__ = [
     "Subject",
     "Transfer",
     "Verification",
+    "absolute_address",
     "check_claim",
     "corruption_errors",
+    "differences",
     "examine",
     "find_subject",
     "full_float32",
+    "has_gradients",
     "inspect",
+    "is_weights_file",
     "make_claim",
     "masking_checks",
     "mean_corruption_error",

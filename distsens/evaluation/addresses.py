@@ -77,7 +77,7 @@ def find_subject(
     try:
         if address.startswith(("runs:/", "models:/")):
             return _in_mlflow(address, given, tracking_uri)
-        if address.endswith(models.WEIGHTS_SUFFIXES):
+        if is_weights_file(address):
             return _in_file(address, given)
         return _in_storage(address, given)
     except (CheckpointError, OSError) as error:
@@ -86,6 +86,18 @@ def find_subject(
         if error.field not in ("storage.path", "run", "model.weights"):
             raise
         raise InputError("model", error.value, error.allowed) from error
+
+
+def absolute_address(address: str) -> str:
+    """The same address of :func:`find_subject` for whoever is in another folder."""
+    if not address or "://" in address or address.startswith(("runs:/", "models:/")):
+        return address
+    return str(Path(address).expanduser().absolute())
+
+
+def is_weights_file(address: str) -> bool:
+    """Whether an address of :func:`find_subject` is that of a file of weights, which says nothing of its network."""
+    return address.endswith(models.WEIGHTS_SUFFIXES) and not address.startswith(("runs:/", "models:/"))
 
 
 @dataclass(frozen=True)

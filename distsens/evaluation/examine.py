@@ -68,13 +68,14 @@ def examine(
     """
     pixels, labels, numbers = to_pixels(images.to(device)), labels.to(device), numbers.to(device)
     bench = _Bench(model, pixels, labels, numbers, judgement)
-    bench.clean()
-    for name, attack in judgement.attacks.items():
-        bench.attack(name, attack)
-    bench.curve()
-    for family, severity in judgement.corruptions:
-        keys = sample_keys(numbers, judgement.seed, "corruption")
-        bench.corruption(family, severity, corrupt(images, family, severity, keys.cpu()))
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        bench.clean()
+        for name, attack in judgement.attacks.items():
+            bench.attack(name, attack)
+        bench.curve()
+        for family, severity in judgement.corruptions:
+            keys = sample_keys(numbers, judgement.seed, "corruption")
+            bench.corruption(family, severity, corrupt(images, family, severity, keys.cpu()))
     return Examined(bench.ledger(), bench.adversarial.cpu())
 
 
@@ -100,10 +101,15 @@ class _Bench:
 
     @torch.no_grad()
     def predict(self, images: Tensor) -> Tensor:
-        """Predictions by a plain forward in float32."""
+        """Predictions by a plain forward in float32; of a random model with other noise than an attack has seen."""
+        self.reseed(self.numbers, "verdict")
         with torch.autocast(images.device.type, enabled=False):
             batches = images.split(self.judgement.batch_size)
             return torch.cat([self.model(batch.contiguous()).float().argmax(1) for batch in batches])
+
+    def reseed(self, numbers: Tensor, *context: str) -> None:
+        """What is random in a model itself depends on the images too, and not on what its process did before."""
+        torch.manual_seed(int(sample_keys(numbers[:1], self.judgement.seed, "model", *context)[0]))
 
     def clean(self) -> None:
         self.prediction = self.predict(self.images)
@@ -119,6 +125,7 @@ class _Bench:
         target = self.right if self.judgement.every_attack else standing
         for rows in self.batches(target.nonzero().squeeze(1)):
             keys = sample_keys(self.numbers[rows], self.judgement.seed, "judge", name)
+            self.reseed(self.numbers[rows], name)
             found = attack(self.model, self.images[rows], self.labels[rows], keys=keys)
             spent[rows] = found.evaluations
             valid = _inside(self.judgement.threat, found.adversarial, self.images[rows])
@@ -146,6 +153,7 @@ class _Bench:
             threat, attack = self.judgement.curve[eps]
             for rows in self.batches(standing.nonzero().squeeze(1)):
                 keys = sample_keys(self.numbers[rows], self.judgement.seed, "curve")
+                self.reseed(self.numbers[rows], "curve")
                 found = attack(self.model, self.images[rows], self.labels[rows], keys=keys)
                 fooled = self.predict(found.adversarial) != self.labels[rows]
                 standing[rows] = ~(fooled & _inside(threat, found.adversarial, self.images[rows]))

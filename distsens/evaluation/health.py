@@ -69,6 +69,12 @@ def inspect(model: nn.Module, images: Tensor, labels: Tensor, classes: int) -> l
     return [warning for warning in warnings if warning is not None]
 
 
+def has_gradients(model: nn.Module, images: Tensor, labels: Tensor) -> bool:
+    """Whether the margin of these images, (N, C, H, W) in [0, 1], leads back to them at all, be it with zeros."""
+    with attack_view(model) as logits:
+        return margin(logits(images.detach().clone().requires_grad_()), labels).requires_grad
+
+
 def _check_logits(outputs: Tensor, images: int, classes: int) -> None:
     if outputs.shape != (images, classes):
         raise InputError("model", tuple(outputs.shape), f"for {images} images it must return logits {images, classes}")

@@ -75,7 +75,7 @@ def masking_checks(
 
     Raises
     ------
-    InputError : the model classifies none of the images right, the ball is a point, or the tolerance is not in [0, 1).
+    InputError : the ball is a point, or the tolerance is not in [0, 1).
     """
     if attack.threat.eps == 0.0:
         raise InputError("threat.eps", attack.threat.eps, "it must be above 0 for an attack to show anything")
@@ -83,7 +83,7 @@ def masking_checks(
         raise InputError("tolerance", tolerance, "it must be in [0, 1)")
     right = (logits_of(model, images).argmax(1) == labels).nonzero().squeeze(1)
     if len(right) == 0:
-        raise InputError("images", tuple(images.shape), "the model must classify one of them right or more")
+        return [Check("right images", False, {"right": 0.0}, f"None of {len(images)} images is classified right.")]
     keys = sample_keys(right, seed, "masking")
     trial = _Trial(model, images[right], labels[right], keys, replace(attack, restarts=1), tolerance)
     fates = trial.fates()

@@ -160,6 +160,8 @@ class EvaluationSummary:
         numbers |= {f"evaluation/eps/{point['eps']:.6g}": point["robust"]["value"] for point in self.curve}
         for family, errors in self.corruption_errors.items():
             numbers[f"evaluation/corruption_error/{family}"] = sum(errors) / len(errors)
+        if self.mean_corruption_error is not None:
+            numbers["evaluation/mean_corruption_error"] = self.mean_corruption_error
         return numbers
 
 

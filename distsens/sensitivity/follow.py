@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -18,12 +19,17 @@ def jaccard(first: Tensor, second: Tensor) -> float:
 
 
 def chance_jaccard(neurons: int, first: int, second: int) -> float:
-    """What :func:`jaccard` of two random sets of these sizes comes to, by the mean of their common part.
+    """What :func:`jaccard` of two random sets of these sizes comes to: what an agreement has to be compared with.
 
-    ``c / (a + b - c)`` with ``c = a b / n``; what an agreement has to be compared with.
+    The mean of ``c / (a + b - c)`` over the common part ``c``, which is hypergeometric.
     """
-    common = first * second / neurons
-    return common / (first + second - common)
+    if first + second == 0:
+        return 1.0
+    total = 0.0
+    for common in range(max(0, first + second - neurons), min(first, second) + 1):
+        ways = math.comb(first, common) * math.comb(neurons - first, second - common)
+        total += ways / math.comb(neurons, second) * common / (first + second - common)
+    return total
 
 
 @dataclass(frozen=True)

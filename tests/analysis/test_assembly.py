@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,7 @@ import numpy.typing as npt
 import pytest
 from torch import nn
 
-from distsens.analysis import Analysis, build_conditions, build_plan, intervened_layers, read_pairs
+from distsens.analysis import Analysis, build_conditions, build_plan, find_pairs, intervened_layers, read_pairs
 from distsens.attacks import Threat
 from distsens.data import ImageSet
 from distsens.errors import InputError
@@ -58,10 +59,10 @@ def test_layers_are_those_measured_and_among_them_those_intervened_on() -> None:
 def test_saved_pairs_are_read_in_the_order_of_their_images(tmp_path: Path) -> None:
     split = split_of(8)
     twins = save(tmp_path / "pairs", split, [4, 5, 6], [0, 2])
-    found = read_pairs(str(tmp_path / "pairs"), split, "abc")
+    found = read_pairs(find_pairs(str(tmp_path / "pairs")), split, "abc")
     assert found.numbers.tolist() == [0, 2, 4, 5, 6]
     assert np.array_equal(found.adversarial, twins[[0, 2, 4, 5, 6]])
-    few = read_pairs(str(tmp_path / "pairs"), split.take(np.arange(3)), "abc")
+    few = read_pairs(find_pairs(str(tmp_path / "pairs")), split.take(np.arange(3)), "abc")
     assert few.numbers.tolist() == [0, 2]
 
 
@@ -80,19 +81,21 @@ def test_other_pairs_are_refused(tmp_path: Path) -> None:
         ("absent", "no pairs-"),
     ):
         with pytest.raises(InputError, match=words):
-            read_pairs(str(tmp_path / folder), split.take(np.arange(3)), "abc")
+            read_pairs(find_pairs(str(tmp_path / folder)), split.take(np.arange(3)), "abc")
 
 
 def test_pairs_lie_in_the_folder_of_their_evaluation_which_names_their_model(tmp_path: Path) -> None:
     split = split_of(4)
     save(tmp_path / "pairs" / "evaluate-a", split, [0, 1])
-    (tmp_path / "pairs" / "evaluate-a" / "pairs.json").write_text('{"model": {"sha256": "abc"}}')
-    assert read_pairs(str(tmp_path / "pairs"), split, "abc").numbers.tolist() == [0, 1]
+    about = {"model": {"sha256": "abc"}, "threat": {"norm": "l2", "eps": 1.5}}
+    (tmp_path / "pairs" / "evaluate-a" / "pairs.json").write_text(json.dumps(about))
+    assert find_pairs(str(tmp_path / "pairs")).threat == Threat("l2", 1.5)
+    assert read_pairs(find_pairs(str(tmp_path / "pairs")), split, "abc").numbers.tolist() == [0, 1]
     with pytest.raises(InputError, match="another model"):
-        read_pairs(str(tmp_path / "pairs"), split, "abd")
+        read_pairs(find_pairs(str(tmp_path / "pairs")), split, "abd")
     (tmp_path / "pairs" / "evaluate-a" / "pairs.json").write_text("{}")
     with pytest.raises(InputError, match=r"pairs.json is damaged"):
-        read_pairs(str(tmp_path / "pairs"), split, "abc")
+        read_pairs(find_pairs(str(tmp_path / "pairs")), split, "abc")
     save(tmp_path / "pairs" / "evaluate-b", split, [2])
     with pytest.raises(InputError, match=r"several evaluations.*evaluate-a, evaluate-b"):
-        read_pairs(str(tmp_path / "pairs"), split, "abc")
+        read_pairs(find_pairs(str(tmp_path / "pairs")), split, "abc")

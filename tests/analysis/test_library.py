@@ -58,6 +58,32 @@ def test_ablate_patch_and_compare_take_and_give_tables(small: Digits, other_seed
     assert both["absolute"][0] == pytest.approx(first[first["layer"] == "0"]["absolute"].mean())
 
 
+def test_a_part_of_the_neurons_is_not_taken_for_all(small: Digits) -> None:
+    neurons = measure(small.model, small.images, small.twins)
+    best = top_k(neurons, 3)
+    for intervene in (ablate, patch):
+        with pytest.raises(InputError, match=r"all neurons of 0 are needed"):
+            intervene(small.model, small.images, small.twins, small.labels, best)
+        with pytest.raises(InputError, match=r"draws: got 1"):
+            intervene(small.model, small.images, small.twins, small.labels, neurons, draws=1)
+    shuffled = neurons.sample(frac=1.0, random_state=0)
+    settings = {"ratios": (0.2,), "draws": 2}
+    one, other = (
+        ablate(small.model, small.images, small.twins, small.labels, table, **settings).sort_values(
+            ["layer", "selection"], ignore_index=True
+        )
+        for table in (neurons, shuffled)
+    )
+    columns = ["layer", "selection", "accuracy"]
+    assert one[one["selection"] == "top"][columns].equals(other[other["selection"] == "top"][columns])
+
+
+def test_noise_has_its_standard_error(small: Digits) -> None:
+    table = measure(small.model, small.images, small.twins)
+    assert (table["noise_error"] > 0).mean() > 0.9
+    assert (table["noise_error"] < table["noise"]).mean() > 0.9
+
+
 def test_a_permuted_network_is_matched_back(small: Digits) -> None:
     order = torch.randperm(20, generator=torch.Generator().manual_seed(0))
     permuted = nn.Sequential(*small.model[:5], nn.Linear(108, 20), nn.ReLU(), nn.Linear(20, 10)).eval()

@@ -73,6 +73,10 @@ def test_images_that_do_not_stand_refute_a_claim_and_those_that_do_not_fall_do_n
     assert not verdict([2] * 100, [2] * 98 + [0] * 2).holds
     assert verdict([1] * 50 + [2] * 50, [2] * 100).holds
     assert verdict([2] * 1000, [2] * 997 + [1] * 3).holds, "0.3 % is rounding between machines"
+    for few in (1, 10, 100):
+        refuted = verdict([2] * few, [2] * (few - 1) + [1])
+        assert not refuted.holds
+    assert "no more than 5.4% are overclaimed, with 97.5 % confidence" in refuted.sentence
 
 
 @pytest.mark.parametrize(

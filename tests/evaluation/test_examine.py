@@ -103,6 +103,30 @@ def test_examples_outside_the_rules_do_not_count(model: nn.Module, images: tuple
     assert THREAT.distance(to_pixels(images[0]), found.adversarial).max() == 0
 
 
+class Noisy(nn.Module):
+    """A network whose own randomness decides some of its predictions."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.network(x)
+        return logits + logits.std() * torch.randn_like(logits)
+
+
+def test_what_becomes_of_an_image_under_a_random_model_does_not_depend_on_what_was_judged_before(
+    model: nn.Module, images: tuple[Tensor, Tensor]
+) -> None:
+    noisy, part = Noisy(model), slice(8, 16)
+    state = torch.get_rng_state()
+    first = examined(noisy, images, part)
+    assert torch.equal(torch.get_rng_state(), state)
+    examined(noisy, images, slice(0, 8))
+    torch.manual_seed(5)
+    pd.testing.assert_frame_equal(examined(noisy, images, part).ledger.rows, first.ledger.rows)
+
+
 def test_a_ledger_in_parts_is_the_ledger_in_one(model: nn.Module, images: tuple[Tensor, Tensor]) -> None:
     parts = [examined(model, images, slice(start, start + 20)).ledger for start in (40, 0, 20)]
     pd.testing.assert_frame_equal(Ledger.join(parts).rows, examined(model, images).ledger.rows)

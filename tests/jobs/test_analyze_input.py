@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -35,7 +36,10 @@ def run(run_here: Run, tmp_path: Path) -> Run:
         ("", "error: model: got None; name one"),
         ("--model", "error: model: got True; it takes an address"),
         ("--model nowhere", "error: model: got 'nowhere'"),
-        ("--model net.safetensors net.safetensors --factory lenet5", "error: model: got"),
+        (
+            "--model net.safetensors net.safetensors --factory lenet5",
+            "each one once",
+        ),
         (GIVEN.replace("digits", "cifar1"), "error: data.name: got 'cifar1'"),
         (GIVEN.replace("0.1", "8"), "error: threat.eps: got 8"),
         (GIVEN.replace("--threat.norm linf --threat.eps 0.1", ""), "error: threat: got None"),
@@ -45,7 +49,19 @@ def run(run_here: Run, tmp_path: Path) -> Run:
         (f"{GIVEN} --layers nothing", "error: layers: got 'nothing'"),
         (f"{GIVEN} --ablation.layers nothing", "error: ablation.layers: got 'nothing'"),
         (f"{GIVEN} --ablation.ratios 0.1 2", "error: ablation.ratios: got 2"),
-        (f"{GIVEN} --ablation.draws 1", "error: ablation.draws: got 1"),
+        (f"{GIVEN} --ablation.draws 9", "error: ablation.draws: got 9"),
+        (f"{GIVEN} --attacks pgd fgsm pgd", "error: attacks: got ['pgd', 'fgsm', 'pgd']; each one once"),
+        (f"{GIVEN} --eps 0.05 0.05", "error: eps: got"),
+        (f"{GIVEN} --eps 0.1", "error: eps: got 0.1; it is that of the threat"),
+        (f"{GIVEN.replace('linf', 'l2')} --eps 100", "error: eps: got 100.0; above 0 and at most 8"),
+        (f"{GIVEN} --data.images 1 2", "error: data.images: got [1, 2]; leave it out; data.limit takes"),
+        (f"{GIVEN} --names a/b", "error: names: got 'a/b'"),
+        (f"{GIVEN} --pairs pairs --attacks fgsm", "error: attacks: got ['fgsm']; leave it out: saved pairs need none"),
+        (f"{GIVEN} --pairs pairs --eps 0.05", "error: eps: got [0.05]; leave it out: saved pairs are at one radius"),
+        (
+            f"{GIVEN.replace('net.safetensors', 'net.safetensors more.safetensors')} --others third.safetensors",
+            "error: others: got",
+        ),
         (f"{GIVEN} --ablation.replacements median", "error: ablation.replacements: got 'median'"),
         (f"{GIVEN} --measure signed", "error: measure: got 'signed'"),
         (f"{GIVEN} --names a b", "error: names: got ['a', 'b']"),
@@ -77,3 +93,22 @@ def test_help_names_every_field_and_every_option(run: Run) -> None:
     assert code == 0
     for name in ("--model.address", "--threat.eps", "--ablation.draws", "--gallery.neurons", "--pairs", "--summary"):
         assert name in output
+
+
+def test_the_threat_of_saved_pairs_may_not_be_said_otherwise(run: Run, tmp_path: Path) -> None:
+    about = {"model": {"sha256": "0" * 64}, "threat": {"norm": "linf", "eps": 0.2}}
+    (tmp_path / "pairs" / "pairs.json").write_text(json.dumps(about))
+    code, _, error = run(*GIVEN.split(), "--pairs", "pairs")
+    assert (code, error) == (2, "error: threat.eps: got 0.1; the pairs were made for linf with eps 0.2\n")
+    left_out = GIVEN.replace("--threat.norm linf --threat.eps 0.1", "").split()
+    code, _, error = run(*left_out, "--pairs", "pairs")
+    assert (code, error) == (2, "error: pairs: got 'pairs'; they were made to fool another model\n")
+
+
+def test_two_files_of_weights_are_built_by_the_same_factory_and_named_apart(run: Run, tmp_path: Path) -> None:
+    torch.manual_seed(1)
+    state = lenet5(shape=(1, 8, 8), classes=10).state_dict()
+    safetensors.torch.save_file(state, tmp_path / "other (1).safetensors")
+    code, output, error = run("--model", "net.safetensors", "other (1).safetensors", *GIVEN.split()[2:], "--dry-run")
+    assert (code, error) == (0, ""), error
+    assert "everything that can be checked is in order" in output

@@ -14,7 +14,23 @@ import torch
 from distsens.models.lenet import lenet5
 
 GIVEN = "--model net.safetensors --factory lenet5 --data.name digits --threat.norm linf --threat.eps 0.1"
-THERE = {"net.safetensors", "claim.json", "no-errors.json", "short.json", "percent.json"}
+CUTS_OFF = """
+from torch import nn
+from distsens.models.lenet import lenet5
+
+class CutsOff(nn.Module):
+    def __init__(self, network):
+        super().__init__()
+        self._modules.update(network._modules)
+        self.whole = network.forward
+
+    def forward(self, x):
+        return self.whole(x.detach())
+
+def net(shape, classes):
+    return CutsOff(lenet5(shape=shape, classes=classes))
+"""
+THERE = {"net.safetensors", "cuts_off.py", "claim.json", "no-errors.json", "short.json", "percent.json"}
 Run = Callable[..., tuple[int, str, str]]
 
 
@@ -23,6 +39,7 @@ def run(run_here: Run, tmp_path: Path) -> Run:
     """Run the job in a folder with weights of a LeNet-5."""
     torch.manual_seed(0)
     safetensors.torch.save_file(lenet5(shape=(1, 8, 8), classes=10).state_dict(), tmp_path / "net.safetensors")
+    (tmp_path / "cuts_off.py").write_text(CUTS_OFF)
     (tmp_path / "claim.json").write_text(json.dumps({"format": 2}))
     for name, errors in (("no-errors", [0.0] * 5), ("short", [0.1]), ("percent", [10.0] * 5)):
         (tmp_path / f"{name}.json").write_text(json.dumps({"corruption_errors": {"fog": errors}}))
@@ -57,6 +74,10 @@ def run(run_here: Run, tmp_path: Path) -> Run:
         (f"{GIVEN} --data.limit 100000", "error: data.limit: got 100000"),
         (f"{GIVEN} --workers.num 1000", "error: workers.num: got 1000"),
         (f"{GIVEN} --attacks transfer --transfer nowhere", "error: transfer: got 'nowhere'"),
+        (
+            f"{GIVEN.replace('lenet5', 'cuts_off:net')} --attacks square pgd",
+            "error: attacks: got 'pgd'; the model cuts gradients off",
+        ),
         (f"{GIVEN} --summary .", "error: summary: got '.'; it is a folder; name a file"),
         (f"{GIVEN} --claim /proc/claim.json", "error: claim: got '/proc/claim.json'; it cannot be written: "),
         (f"{GIVEN} --claim no/folder.json", "error: claim: got 'no/folder.json'"),
@@ -111,3 +132,9 @@ def test_help_names_every_field_and_every_option(run: Run) -> None:
     assert code == 0
     for name in ("--model.address", "--threat.eps", "--eps-curve", "--verify", "--claim", "--pgd.restarts"):
         assert name in output
+
+
+def test_a_limit_that_leaves_classes_out_is_said(run: Run) -> None:
+    code, output, error = run(*GIVEN.split(), "--dry-run", "--data.limit", "3", "--attacks", "pgd")
+    assert (code, error) == (0, "")
+    assert "warning: data.limit takes the first 3 images, which leave out " in output

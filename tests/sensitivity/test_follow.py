@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 import math
 
 import pytest
@@ -28,13 +29,16 @@ def test_jaccard_is_that_of_sets(first: list[int], second: list[int]) -> None:
     assert jaccard(torch.tensor(first).long(), torch.tensor(second).long()) == expected
 
 
-def test_chance_is_what_random_sets_come_to() -> None:
-    generator = torch.Generator().manual_seed(0)
-    draws = [
-        jaccard(torch.randperm(200, generator=generator)[:20], torch.randperm(200, generator=generator)[:20])
-        for _ in range(500)
-    ]
-    assert sum(draws) / len(draws) == pytest.approx(chance_jaccard(200, 20, 20), abs=0.01)
+@given(st.integers(1, 7), st.data())
+def test_chance_is_the_mean_over_all_pairs_of_sets(neurons: int, data: st.DataObject) -> None:
+    first, second = (data.draw(st.integers(0, neurons)) for _ in range(2))
+    others = itertools.combinations(range(neurons), second)
+    found = [jaccard(torch.arange(first), torch.tensor(other).long()) for other in others]
+    assert sum(found) / len(found) == pytest.approx(chance_jaccard(neurons, first, second))
+
+
+def test_chance_is_known_of_large_layers_too() -> None:
+    assert chance_jaccard(4096, 410, 410) == pytest.approx(0.0527, abs=1e-3)
 
 
 @given(st.lists(SETS, min_size=1, max_size=5))

@@ -61,12 +61,14 @@ def build_report(
             "Do sensitive neurons decide?",
             "Undo the attack in some neurons alone, or let it act through some neurons alone, and see what is "
             "predicted. If sensitive neurons carry the attack, the curve of the most sensitive ones lies above that "
-            "of random ones.",
+            "of random ones where neurons are set to their benign value. Set to zero or to its mean, a neuron also "
+            "loses what it is for.",
             [plate for name in names for plate in ablation_plates(findings, name)],
         ),
         (
             "Which neurons, when?",
-            "The training wrote down every neuron after every epoch, on validation and under its validation attack.",
+            "The training wrote down every neuron after every epoch, on validation and under its validation attack. "
+            "Sensitive are here those that it marked then, as many of each layer as its stabilize.ratio says.",
             [plate for name in names for plate in time_plates(findings, name)],
         ),
         (
@@ -79,8 +81,8 @@ def build_report(
     threat = analysis.threat
     about = (
         f"{images:,} {analysis.data.split} images of {analysis.data.name}, {findings.condition} in {threat.norm} with "
-        f"eps {threat.eps:.4g}; the {analysis.ratio:.0%} most sensitive neurons of a layer, by {analysis.measure} "
-        "sensitivity, are called sensitive."
+        f"eps {threat.eps:.4g}; the {100.0 * analysis.ratio:.3g} % most sensitive neurons of a layer, by "
+        f"{analysis.measure} sensitivity, are called sensitive."
     )
     document = page(
         title=title,

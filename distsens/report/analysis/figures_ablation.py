@@ -61,7 +61,8 @@ def ablation_plates(findings: Findings, name: str) -> list[Plate]:
                 "the most sensitive neurons of a layer contribute, by gradient times difference averaged on the way "
                 "from the benign to the adversarial output. Along the thin line all neurons would contribute "
                 f"equally. The contributions' sum misses the real change by {gaps['gap'].min():.1%} to "
-                f"{gaps['gap'].max():.1%}, according to layer.",
+                f"{gaps['gap'].max():.1%}, according to layer; of the whole change {gaps['through'].min():.0%} to "
+                f"{gaps['through'].max():.0%} passes through a layer, and parts are of that.",
             )
         )
     return plates

@@ -12,10 +12,23 @@ from distsens.report.style import short
 
 Row = dict[str, Any]
 
+# With its benign value a neuron carries nothing of the attack, and is otherwise itself: what that restores, it decided.
+# With zero or its mean it also loses what it is for, so there it can only be said what is left.
 _VERDICTS = {
-    "more": "sensitive neurons decide more than random ones",
-    "less": "sensitive neurons decide less than random ones",
-    "same": "no clear difference between sensitive and random ones",
+    True: {
+        "more": "sensitive neurons decide more than random ones",
+        "less": "sensitive neurons decide less than random ones",
+        "same": "no clear difference between sensitive and random ones",
+    },
+    False: {
+        "more": "more are right than with random sets",
+        "less": "fewer are right than with random sets",
+        "same": "no clear difference between sensitive and random ones",
+    },
+}
+_TALLIES = {
+    True: "sensitive neurons decide more than random ones in {more}, less in {less}",
+    False: "more images are right with the sensitive neurons set than with random ones in {more}, fewer in {less}",
 }
 
 
@@ -103,25 +116,28 @@ def _ablation(findings: Findings, name: str) -> list[str]:
     if not verdicts:
         return []
     value = {"benign": "its benign value", "zero": "zero", "mean": "its mean"}[verdicts[0]["replacement"]]
+    benign = verdicts[0]["replacement"] == "benign"
     said = []
     whole = of_model(findings.interventions, name).iloc[0]
     overall = next((one for one in verdicts if one["layer"] == ALL_LAYERS), None)
     alone = [one for one in verdicts if one["layer"] != ALL_LAYERS]
-    for one, where in ((overall, "every layer"), (max(alone, key=lambda one: one["top"] - one["random"]), None)):
+    widest = max(alone, key=lambda one: abs(one["top"] - one["random"]))
+    chosen = f"{short(widest['layer'])}" + (", where the difference is largest," if len(alone) > 1 else "")
+    for one, where in ((overall, "every layer"), (widest, chosen)):
         if one is None:
             continue
-        what = f"the {one['ratio']:.0%} most sensitive neurons of {where or short(one['layer'])}"
+        what = f"the {_percent(one['ratio'])} most sensitive neurons of {where}"
         said.append(
             f"Setting each of {what} in {name} to {value} leaves {one['top']:.1%} of {int(whole['images'])} "
             f"adversarial images right ({one['low']:.1%} to {one['high']:.1%}), where {whole['attacked']:.1%} are "
             f"right without; {one['draws']} random sets of that size leave {one['random']:.1%} "
             f"({one['random_low']:.1%} to {one['random_high']:.1%}), the least sensitive ones {one['bottom']:.1%}: "
-            f"{_VERDICTS[one['verdict']]}."
+            f"{_VERDICTS[benign][one['verdict']]}."
         )
-    more, less = (sum(one["verdict"] == word for one in alone) for word in ("more", "less"))
+    counts = {word: sum(one["verdict"] == word for one in alone) for word in ("more", "less")}
     said.append(
-        f"Of the {len(alone)} layers of {name}, each by itself, sensitive neurons decide more than random ones in "
-        f"{more}, less in {less}."
+        f"Of the {len(alone)} layers of {name}, each by itself, {_TALLIES[benign].format(**counts)}; by chance it "
+        "would be one in forty each."
     )
     return said
 
@@ -135,7 +151,10 @@ def _flips(findings: Findings, name: str) -> list[str]:
         index="layer", columns="selection", values="half", dropna=False, sort=False, observed=False
     )
     if "top" not in table or table["top"].isna().all():
-        return [f"In {name} no number of one layer's neurons flips half of the images that the attack flips."]
+        return [
+            f"In {name} no number of one layer's neurons, the most sensitive first, flips half of the images that the "
+            "attack flips."
+        ]
     sizes = needed.drop_duplicates("layer").set_index("layer")["layer_neurons"]
     layer = (table["top"] / sizes).idxmin()
     random = table.loc[layer, "random"] if "random" in table else float("nan")
@@ -154,10 +173,16 @@ def _contributions(findings: Findings, name: str) -> list[str]:
         return []
     parts = neurons[neurons["sensitive"] & neurons["part"].notna()].groupby("layer", sort=False)["part"].sum()
     sizes = neurons[neurons["part"].notna()].groupby("layer", sort=False)["sensitive"].mean()
+    least, most = gaps["through"].min(), gaps["through"].max()
+    passing = (
+        "change of the margin"
+        if least > 0.995
+        else f"change of the margin that passes through the layer, {least:.0%} to {most:.0%} of the whole"
+    )
     return [
-        f"The sensitive neurons of {name}, {sizes.mean():.0%} of each layer, contribute {parts.min():.0%} "
-        f"({short(str(parts.idxmin()))}) to {parts.max():.0%} ({short(str(parts.idxmax()))}) of the change of the "
-        f"margin; all contributions together miss the real change by {gaps['gap'].max():.1%} at most."
+        f"The sensitive neurons of {name}, {_percent(sizes.mean())} of each layer, contribute {parts.min():.0%} "
+        f"({short(str(parts.idxmin()))}) to {parts.max():.0%} ({short(str(parts.idxmax()))}) of the {passing}; all "
+        f"contributions together miss the real change by {gaps['gap'].max():.1%} at most."
     ]
 
 
@@ -174,7 +199,8 @@ def _training(findings: Findings, name: str) -> list[str]:
         f"last epoch {(final['born'].sum() / (final['born'].sum() + final['kept'].sum())):.0%} of them are new."
     ]
     correlation = of_model(findings.history_correlation, name)
-    if len(correlation) and correlation["relative"].notna().any() and int(correlation["epochs"].iloc[0]) > 2:
+    whole = len(correlation) and correlation[["absolute", "relative"]].notna().any().all()
+    if whole and int(correlation["epochs"].iloc[0]) > 2:
         said.append(
             f"Over the {int(correlation['epochs'].iloc[0])} epochs of {name} the rank correlation of a layer's "
             f"sensitivity with robust accuracy is {correlation['absolute'].mean():+.2f} absolute and "
@@ -211,6 +237,9 @@ def _models(findings: Findings) -> list[str]:
             f"Over the {int(row['models'])} models the rank correlation of sensitivity with accuracy under attack is "
             f"{row['absolute']:+.2f} absolute and {row['relative']:+.2f} relative; so few models show a direction at "
             "most."
+            if row[["absolute", "relative"]].notna().all()
+            else f"The {int(row['models'])} models do not differ in accuracy under attack or in sensitivity, so these "
+            "have no rank correlation."
         )
     for second, part in findings.model_agreement.groupby("second", sort=False) if len(findings.model_agreement) else ():
         said.append(
@@ -219,6 +248,10 @@ def _models(findings: Findings) -> list[str]:
             f"come to {part['chance'].mean():.2f}."
         )
     return said
+
+
+def _percent(share: float) -> str:
+    return f"{100.0 * share:.3g} %"
 
 
 def _share(row: Any) -> str:

@@ -7,6 +7,18 @@
     root.dataset.theme = now === "dark" ? "light" : "dark";
   });
 
+  // Nothing can be opened on paper.
+  const closed = [];
+  addEventListener("beforeprint", () => {
+    for (const one of document.querySelectorAll("details:not([open])")) {
+      one.open = true;
+      closed.push(one);
+    }
+  });
+  addEventListener("afterprint", () => {
+    for (const one of closed.splice(0)) one.open = false;
+  });
+
   const table = document.getElementById("neurons");
   const body = table.tBodies[0];
   const heads = [...table.tHead.rows[0].cells];

@@ -40,6 +40,36 @@ def test_the_verdict_goes_by_where_random_sets_lie(findings: Findings, top: floa
     assert any(words in one for one in sentences(changed)[NAMES[0]])
 
 
+def test_of_zero_and_the_mean_it_is_said_what_is_left_and_not_who_decides(findings: Findings) -> None:
+    curves = findings.ablation_curves[findings.ablation_curves["replacement"] == "zero"].copy()
+    curves.loc[curves["selection"] == "top", "accuracy"] = 0.1
+    curves.loc[curves["selection"] == "random", ["accuracy", "low", "high"]] = (0.5, 0.4, 0.6)
+    said = sentences(replace(findings, ablation_curves=curves))[NAMES[0]]
+    assert any("fewer are right than with random sets" in one for one in said)
+    assert not any("decide" in one for one in said)
+
+
+def test_the_layer_that_is_spoken_of_is_said_to_be_the_extreme_one(findings: Findings) -> None:
+    said = sentences(findings)[NAMES[0]]
+    assert any("where the difference is largest" in one for one in said)
+    assert any("by chance it would be one in forty each" in one for one in said)
+
+
+def test_beside_a_shortcut_contributions_are_of_what_passes_through_the_layer(findings: Findings) -> None:
+    whole = next(one for one in sentences(findings)[NAMES[0]] if "contribute" in one)
+    assert "passes through the layer" not in whole
+    beside = replace(findings, completeness=findings.completeness.assign(through=[0.05, 0.5, 1.0]))
+    part = next(one for one in sentences(beside)[NAMES[0]] if "contribute" in one)
+    assert "that passes through the layer, 5% to 100% of the whole;" in part
+
+
+def test_models_that_do_not_differ_have_no_rank_correlation(findings: Findings) -> None:
+    none = pd.DataFrame([{"absolute": float("nan"), "relative": float("nan"), "models": 3}])
+    said = sentences(replace(findings, robustness=none))[""]
+    assert any("have no rank correlation" in one for one in said)
+    assert not any("nan" in one for one in said)
+
+
 def test_what_was_not_done_is_not_spoken_of(findings: Findings) -> None:
     nothing = {
         name: pd.DataFrame()
