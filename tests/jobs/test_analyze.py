@@ -28,7 +28,7 @@ def net(shape, classes):
 """
 ARGUMENTS = """
 --factory nets_of_analyze:net --data.name digits --threat.norm linf --threat.eps 0.2 --data.limit 30 --shard 8
---attacks pgd fgsm --pgd.steps 4 --eps 0.1 --batch_size 5 --ablation.images 20 --ablation.draws 2 --ablation.ratios 0.2
+--attacks pgd fgsm --pgd.steps 4 --eps 0.1 --batch_size 5 --ablation.images 20 --ablation.ratios 0.2
 --ablation.replacements benign --ablation.steps 2 --gallery.neurons 1 --gallery.images 2 --matched_images 20
 """.split()
 
