@@ -5,8 +5,6 @@ set -euo pipefail
 # shellcheck source-path=SCRIPTDIR
 . "$(dirname "$0")/node.sh"
 
-# Debian lets a machine know its own name by 127.0.1.1, where no worker would find it.
-address=$(getent ahosts "$RAY_HEAD" | awk '$1 !~ /^(127\.|::1$)/ { print $1; exit }') || true
 [ -n "$address" ] || wrong "RAY_HEAD: this machine knows no address of $RAY_HEAD that others can reach; put one there"
 # The dashboard takes jobs: it is for this machine alone, and for who comes through ssh.
 exec ray start --head "${node[@]}" --node-ip-address "$address" --port 6379 \

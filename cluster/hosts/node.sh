@@ -9,6 +9,14 @@ wrong() {
 command -v ray > /dev/null || wrong "PATH: no ray on it; put the bin of the environment of 'make setup' first"
 [ -n "${RAY_HEAD:-}" ] || wrong "RAY_HEAD: not set; it is the head's name or address, as the workers see it"
 
+# Debian lets a machine know its own name by 127.0.1.1, where no other finds it: neither Ray nor gloo is to take that.
+address=$(getent ahosts "$RAY_HEAD" | awk '$1 !~ /^(127\.|::1$)/ { print $1; exit }') || true
+if [ -z "${GLOO_SOCKET_IFNAME:-}" ] && [ -n "$address" ] && getent ahosts "$(hostname)" | head -n 1 | grep -q '^127\.'; then
+    GLOO_SOCKET_IFNAME=$(ip -o address show | awk -v own="$address" '{ sub("/.*", "", $4) } $4 == own { print $2 }')
+    : "${GLOO_SOCKET_IFNAME:=$(ip -o route get "$address" | sed -n 's/.* dev \([^ ]*\).*/\1/p')}"
+    export GLOO_SOCKET_IFNAME
+fi
+
 # Whoever reaches Ray's ports can run anything as this user, but for the token.
 token=${RAY_AUTH_TOKEN_PATH:-$HOME/.ray/auth_token}
 [ -s "$token" ] || wrong "RAY_AUTH_TOKEN_PATH: no token in $token; 'ray get-auth-token --generate' makes one, for all machines"
