@@ -75,7 +75,6 @@ def network(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Network]:
         "PATH": f"{BIN}:{os.environ['PATH']}",
         "RAY_HEAD": "head",
         "RAY_AUTH_TOKEN_PATH": str(token),
-        "GLOO_SOCKET_IFNAME": "eth0",
         "MLFLOW_TRACKING_URI": MLFLOW,
         "AWS_ENDPOINT_URL": S3,
         "AWS_REGION": "us-east-1",
