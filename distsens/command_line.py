@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TypeVar
 import yaml
 
 from distsens.errors import InputError
+from distsens.experiment import merge
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -52,19 +53,12 @@ def parse_flags(arguments: Sequence[str]) -> dict[str, Any]:
 
 
 def _beside(fields: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """Flags section by section; a value beside fields of its section is its address: ``--model A --model.mean 0``."""
-    merged = dict(fields)
-    for key, value in changes.items():
-        below = merged.get(key)
-        if isinstance(below, Mapping) and isinstance(value, Mapping):
-            merged[key] = _beside(below, value)
-        elif isinstance(below, Mapping):
-            merged[key] = {**below, "address": value}
-        elif isinstance(value, Mapping) and below is not None:
-            merged[key] = {"address": below, **value}
-        else:
-            merged[key] = value
-    return merged
+    """:func:`merge`, but a ``model`` beside fields of that section is its address: ``--model A --model.mean 0``."""
+    both = [given.get("model") for given in (fields, changes)]
+    if sum(isinstance(one, Mapping) for one in both) == 1 and None not in both:
+        before, after = (one if isinstance(one, Mapping) else {"address": one} for one in both)
+        return {**merge(fields, changes), "model": merge(before, after)}
+    return merge(fields, changes)
 
 
 def _value(text: str) -> Any:
