@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,7 @@ from distsens.evaluation import (
 )
 from distsens.examination import Examination
 from distsens.experiment import Experiment
+from distsens.models import WEIGHTS_SUFFIXES, normalisation_of, state_of
 from distsens.sensitivity import neuron_counts
 from distsens.storage import Place, open_place
 from distsens.suite import Materials, attack_settings, build_judgement, families, load_judged
@@ -143,22 +144,21 @@ def _placed(examination: Examination) -> Examination:
 
 
 def _source(examination: Examination, judged: Subject, tracking_uri: str) -> Subject | None:
-    """The model that transferred examples are made on; a file of weights is of the judged model's architecture."""
-    address = examination.transfer
+    """The model that transferred examples are made on; a file of weights is of the judged model's architecture.
+
+    It is normalised as that is, too, unless the file says itself how.
+    """
+    address, own = examination.transfer, judged.architecture
     if address is None:
         return None
-    architecture: dict[str, Any] = {}
-    if is_weights_file(address):
-        architecture = {
-            "factory": judged.architecture.name,
-            "small_images": judged.architecture.small_images,
-            "mean": judged.architecture.mean,
-            "std": judged.architecture.std,
-        }
     try:
-        return find_subject(address, tracking_uri=tracking_uri, **architecture)
+        if not is_weights_file(address):
+            return find_subject(address, tracking_uri=tracking_uri)
+        source = find_subject(address, factory=own.name, small_images=own.small_images)
     except InputError as error:
         raise InputError("transfer" if error.field == "model" else error.field, error.value, error.allowed) from None
+    whole = normalisation_of(state_of(source.weights, WEIGHTS_SUFFIXES[0])) is not None
+    return source if whole else replace(source, architecture=own)
 
 
 def _baseline(examination: Examination) -> dict[str, list[float]] | None:

@@ -110,6 +110,23 @@ def test_an_evaluation_goes_on_with_the_same_models_images_and_examination_only(
             check_same(before, checked(**other))
 
 
+def test_pairs_that_are_wanted_only_later_would_be_of_a_part_and_are_refused(tmp_path: Path) -> None:
+    now = checked()
+    assert now.source is not None
+    before = stored(
+        tmp_path,
+        examination=now.examination,
+        model_sha256=now.subject.sha256,
+        source_sha256=now.source.sha256,
+        data_digest=now.data_digest,
+    )
+    later = checked(examination=now.examination.model_copy(update={"examples": "s3://bucket/pairs"}))
+    check_same(before, later)  # no shard is done
+    before.keep(0, Ledger.of({"image": [0], "broken_by": [None]}), 1.0)
+    with pytest.raises(InputError, match="examples: got 's3://bucket/pairs'; the same as when it began"):
+        check_same(before, later)
+
+
 def test_a_damaged_ledger_is_named_before_anything_goes_on(tmp_path: Path) -> None:
     (tmp_path / "ledger").mkdir()
     (tmp_path / "ledger" / "shard-00000.parquet").write_bytes(b"no parquet")
