@@ -73,7 +73,7 @@ class Analysis(Section):
     shard: Count = Field(
         100, ge=1, description="Images that a worker takes at a time; part of what decides the result."
     )
-    batch_size: Count = Field(32, ge=1, description="Pairs in a forward or backward pass: memory grows with it.")
+    batch_size: Count = Field(16, ge=1, description="Pairs in a forward or backward pass: memory grows with it.")
     workers: Workers = Workers()
     storage: StoragePlace = StoragePlace()
     tracking: Tracking = Tracking()

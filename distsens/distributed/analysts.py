@@ -67,10 +67,11 @@ class Analyst:
         self._desk: _Desk | None = None
 
     def measure(self, assignment: AnalystAssignment, model: int, numbers: Sequence[int]) -> tuple[Measured, Any]:
-        """Measure a shard of a model; the twins, (N, C, H, W) float32, go to shared memory beside the sums."""
+        """Measure a shard of a model; beside the sums, the twins that are intervened on, (N, C, H, W) float32."""
         with logged(self._log, "measuring", model=model, first_image=numbers[0], images=len(numbers)):
             found, twins = self._at(assignment).measure(model, numbers)
-            return found, twins.numpy()
+            wanted = sum(number < assignment.analysis.ablation.images for number in numbers)
+            return found, twins[:wanted].numpy().copy()  # not a view, with which all of them would be kept
 
     def intervene(
         self, assignment: AnalystAssignment, model: int, numbers: Sequence[int], twins: Any, plan: InterventionPlan
@@ -166,7 +167,10 @@ class Analysts:
         self._twins: dict[Shard, Any] = {}
 
     def measure(self, shards: Mapping[Shard, Sequence[int]], seconds: float) -> Iterator[tuple[Shard, Measured] | None]:
-        """Each (model, shard) and its sums when done, None when for some seconds none was. Ray keeps the twins."""
+        """Each (model, shard) and its sums when done, None when for some seconds none was.
+
+        Ray keeps the twins of the images that are intervened on, which are the first.
+        """
 
         def task(shard: Shard) -> Callable[[Any], Any]:
             def begin(analyst: Any) -> Any:
