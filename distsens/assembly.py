@@ -67,8 +67,20 @@ def load_data(experiment: Experiment, tell: Callable[[str], None] = lambda _: No
         validation_fraction=wanted.validation_fraction,
         seed=experiment.seed,
         limit=wanted.limit,
-        extra=wanted.extra.expanduser().absolute() if wanted.extra else None,
+        extra=_extra_file(experiment),
     )
+
+
+def _extra_file(experiment: Experiment) -> Path | None:
+    path, sha256 = experiment.data.extra, experiment.data.extra_sha256
+    if path is None:
+        if sha256 is not None:
+            raise InputError("data.extra_sha256", sha256, "there is no data.extra to have it")
+        return None
+    path = path.expanduser().absolute()
+    if sha256 is not None and (found := data.extra_digest(path)) != sha256:
+        raise InputError("data.extra_sha256", sha256, f"{path} is another file: its SHA-256 is {found}")
+    return path
 
 
 def build_extra(experiment: Experiment, images: int) -> Extra:
@@ -101,14 +113,21 @@ def build_model(experiment: Experiment, shape: tuple[int, int, int], classes: in
     return model.to(memory_format=torch.channels_last)
 
 
-def pin_weights(experiment: Experiment) -> Experiment:
-    """The same experiment with the absolute path and the SHA-256 of its weights file, for workers and resumed runs."""
-    if experiment.model.weights is None:
-        return experiment
-    path = experiment.model.weights.expanduser().absolute()
-    sha256 = experiment.model.weights_sha256 or models.weights_digest(path)
-    pinned = experiment.model.model_copy(update={"weights": path, "weights_sha256": sha256})
-    return experiment.model_copy(update={"model": pinned})
+def pin_files(experiment: Experiment) -> Experiment:
+    """The same experiment with absolute paths and SHA-256 of its files, for workers and resumed runs.
+
+    They are the initial weights and the extra images.
+    """
+    model, wanted = experiment.model, experiment.data
+    if model.weights is not None:
+        path = model.weights.expanduser().absolute()
+        sha256 = model.weights_sha256 or models.weights_digest(path)
+        model = model.model_copy(update={"weights": path, "weights_sha256": sha256})
+    if wanted.extra is not None:
+        path = wanted.extra.expanduser().absolute()
+        sha256 = wanted.extra_sha256 or data.extra_digest(path)
+        wanted = wanted.model_copy(update={"extra": path, "extra_sha256": sha256})
+    return experiment.model_copy(update={"model": model, "data": wanted})
 
 
 def build_attack(experiment: Experiment, settings: Attack, *, auto: AttackName = "pgd") -> GradientAttack:
@@ -127,8 +146,14 @@ def build_attack(experiment: Experiment, settings: Attack, *, auto: AttackName =
 
 
 def build_training_attack(experiment: Experiment) -> GradientAttack:
-    """The attack trained with, by default that of the objective's paper."""
-    return build_attack(experiment, experiment.attack, auto=_PAPER_ATTACKS.get(experiment.objective.name, "pgd"))
+    """The attack trained with, by default that of the objective's paper.
+
+    Where that takes one step, of a length of its own, steps and step size of the recipe are not for it.
+    """
+    paper, settings = _PAPER_ATTACKS.get(experiment.objective.name), experiment.attack
+    if paper is not None and settings.name == "auto":
+        settings = settings.model_copy(update={"step_size": None})
+    return build_attack(experiment, settings, auto=paper or "pgd")
 
 
 def build_fgsm(experiment: Experiment) -> GradientAttack:

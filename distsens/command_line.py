@@ -81,10 +81,19 @@ def as_lists(fields: Mapping[str, Any], shape: Mapping[str, Any]) -> dict[str, A
 
 
 def take_options(kind: type[T], flags: dict[str, Any]) -> T:
-    """Take a job's own options out of ``flags``: the fields of a dataclass, of which a bool takes no value."""
+    """Take a job's own options out of ``flags``: the fields of a dataclass.
+
+    A bool takes no value, a tuple one or several, and everything else one.
+    """
     given = {field.name: flags.pop(field.name) for field in fields(kind) if field.name in flags}
     for name, value in given.items():
-        wanted = bool if isinstance(getattr(kind, name), bool) else str
+        default = getattr(kind, name)
+        if isinstance(default, tuple):
+            given[name] = tuple(value) if isinstance(value, list) else (value,)
+            if not all(isinstance(one, str) for one in given[name]):
+                raise InputError(name, value, "it takes a value, or several")
+            continue
+        wanted = bool if isinstance(default, bool) else str
         if not isinstance(value, wanted):
             raise InputError(name, value, "it takes no value" if wanted is bool else "it takes one value")
     return kind(**given)

@@ -85,6 +85,9 @@ class Data(Section):
         "0: each worker decodes its own.",
     )
     extra: Path | None = Field(None, description="An .npz of extra images and labels to train on, e.g. synthetic ones.")
+    extra_sha256: str | None = Field(
+        None, pattern=r"^[0-9a-f]{64}$", description="SHA-256 that this file must have; a run fills it in."
+    )
     extra_ratio: Number = Field(0.5, gt=0, lt=1, description="Part of each global batch that is extra images.")
 
 
@@ -129,7 +132,9 @@ class Attack(Section):
     """A gradient attack within the threat model."""
 
     name: Literal["auto", "fgsm", "fast_fgsm", "bim", "mim", "step_ll", "pgd", "cw_pgd"] = Field(
-        "auto", description="Attack; auto: what the objective's paper trains with, and pgd for validation and test."
+        "auto",
+        description="Attack; auto: what the objective's paper trains with (for nat, fast_at and free_at one step, of a "
+        "length of its own), and pgd for validation and test.",
     )
     steps: Count = Field(10, ge=1, description="Gradient steps; fgsm, fast_fgsm and step_ll take one.")
     step_size: Number | None = Field(
@@ -236,8 +241,8 @@ class Training(Section):
     patience: Count | None = Field(
         None,
         ge=1,
-        description="End after n epochs without better robust accuracy, counted from when eps and SNS are at their "
-        "full strength; default never.",
+        description="End after n epochs without better robust accuracy (standard: clean), counted from when eps and "
+        "SNS are at their full strength; default never.",
     )
     batch_norm: Literal["joint", "separate", "adversarial", "benign"] = Field(
         "joint",
@@ -343,8 +348,10 @@ class Experiment(Section):
         aside = {"name", "workers", "checkpoint", "storage", "tracking"}
         fields = self.model_dump(mode="json", exclude={*aside, "data"})
         fields["data"] = self.data.model_dump(mode="json", exclude={"root", "download", "memory", "decoding_cpus"})
-        if self.model.weights_sha256 is not None:  # a file's content decides, wherever it lies
+        # A file's content decides, wherever it lies.
+        if self.model.weights_sha256 is not None:
             del fields["model"]["weights"]
+        del fields["data"]["extra" if self.data.extra_sha256 is not None else "extra_sha256"]
         return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()
 
 

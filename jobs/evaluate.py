@@ -14,7 +14,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from distsens.command_line import (
     as_lists,
@@ -29,6 +29,10 @@ from distsens.errors import InputError
 from distsens.examination import Examination
 from distsens.experiment import Experiment, merge
 
+if TYPE_CHECKING:
+    from distsens.distributed.examination_driver import StoredEvaluation
+    from distsens.report import EvaluationSummary
+
 
 @dataclass(frozen=True)
 class Options:
@@ -38,8 +42,9 @@ class Options:
     """What is judged: an address as of model.address; several for mean and spread over seeds."""
     factory: str | None = None
     """The same as --model.factory."""
-    resume: str | None = None
-    """Continue this evaluation (name, path or s3:// address) after its last finished shard."""
+    resume: tuple[str, ...] = ()
+    """Continue this evaluation (name, path or s3:// address) after its last finished shard; of several models
+    all that have begun, and the others by --model, which are judged as the first is."""
     claim: str | None = None
     """Write a claim that others can check to this file as JSON."""
     verify: str | None = None
@@ -67,11 +72,9 @@ def main(arguments: Sequence[str]) -> int:
     for name, path in (("claim", options.claim), ("summary", options.summary)):
         if path is not None:
             check_output(name, path)
-    if len(models) > 1 and (options.claim or options.resume or options.verify):
-        raise InputError("model", models, "one model, for a claim or to resume")
-    if options.resume is not None and models:
-        raise InputError("model", models[0], "leave it out: an evaluation is resumed with the model that it began with")
-    if options.resume is None and not models:
+    if len(options.resume) + len(models) > 1 and (options.claim or options.verify):
+        raise InputError("model", [*options.resume, *models], "one model, for a claim")
+    if not options.resume and not models:
         raise InputError("model", None, "name one: a run, a checkpoint, runs:/..., models:/... or a file of weights")
     return _evaluate(options, models, changes)
 
@@ -81,8 +84,10 @@ def _evaluate(options: Options, models: Sequence[str], changes: dict[str, Any]) 
     from rich.console import Console
 
     from distsens.distributed.examination_driver import (
+        check_further,
         check_same,
         claim_of,
+        command_to_resume,
         differences_from,
         find_evaluation,
         run_examination,
@@ -96,16 +101,18 @@ def _evaluate(options: Options, models: Sequence[str], changes: dict[str, Any]) 
 
     console = Console()
     claim = None if options.verify is None else read_claim(options.verify)
-    resumed = None
-    if options.resume is not None:
+    begun: list[StoredEvaluation] = []
+    if options.resume:
         places = Examination.parse({key: changes[key] for key in ("storage",) if key in changes})
-        resumed = find_evaluation(options.resume, storage_url(Experiment(storage=places.storage)))
+        storage = storage_url(Experiment(storage=places.storage))
+        begun = [find_evaluation(name, storage) for name in options.resume]
+        check_further(begun, models)
         if claim is not None:
-            check_judges_claim(claim, resumed.examination, options.resume)
-        fields = [merge(resumed.examination.model_dump(mode="json"), changes)]
-    else:
-        base = changes if claim is None else fields_to_verify(claim, changes)
-        fields = [merge(base, {"model": {"address": model}}) for model in models]
+            check_judges_claim(claim, begun[0].examination, begun[0].name)
+    fields = [merge(stored.examination.model_dump(mode="json"), changes) for stored in begun]
+    base = fields[0] if begun else changes if claim is None else fields_to_verify(claim, changes)
+    fields += [merge(base, {"model": {"address": model}}) for model in models]
+    resumed = [*begun, *(None for _ in models)]
     examinations = [Examination.parse(one) for one in fields]
     chosen = examinations[0].data.images
     if chosen and options.claim is not None:
@@ -120,23 +127,28 @@ def _evaluate(options: Options, models: Sequence[str], changes: dict[str, Any]) 
         for warning in checked[-1].warnings:
             console.print(f"warning: {warning}", markup=False, highlight=False, soft_wrap=True)
     if claim is not None and (faults := differences_from(claim, checked[0])):
-        console.print(Verification(0, 0, 0, faults).sentence, style="bold", highlight=False, soft_wrap=True)
+        refuted = Verification(0, 0, 0, faults)
+        console.print(refuted.sentence, style="bold", highlight=False, soft_wrap=True)
+        if not options.dry_run:
+            _write(options.summary, summary_document([], 1, refuted))
         return 1
-    if resumed is not None:
-        check_same(resumed, checked[0])
+    for one, before in zip(checked, resumed, strict=True):
+        if before is not None:
+            check_same(before, one)
     if options.dry_run:
         console.print("everything that can be checked is in order")
         return 0
-    summaries = []
-    for one in checked:
+    summaries: list[EvaluationSummary] = []
+    verification = None
+    for one, before in zip(checked, resumed, strict=True):
         with EvaluationView(console) as view:
-            summary, ledger, code = run_examination(one, view, resumed)
+            summary, ledger, code = run_examination(one, view, before)
         show_evaluation(console, summary)
         summaries.append(summary)
         if summary.message is not None or ledger is None:
             print(f"{summary.status}: {summary.message}", file=sys.stderr)
-            place = summary.storage.removeprefix("file://")
-            print(f"resume with: python jobs/evaluate.py --resume {place}", file=sys.stderr)
+            command = command_to_resume([one.storage for one in summaries], resumed, checked)
+            print(f"resume with: {command}", file=sys.stderr)
             _write(options.summary, summary_document(summaries, len(checked)))
             return code
         if options.claim is not None:
@@ -146,7 +158,7 @@ def _evaluate(options: Options, models: Sequence[str], changes: dict[str, Any]) 
             console.print(verification.sentence, style="bold", highlight=False, soft_wrap=True)
             code = code or int(not verification.holds)
     show_models(console, summaries)
-    _write(options.summary, summary_document(summaries, len(checked)))
+    _write(options.summary, summary_document(summaries, len(checked), verification))
     return code
 
 

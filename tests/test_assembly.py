@@ -115,14 +115,35 @@ def test_a_pinned_experiment_knows_its_weights_by_their_content(
     monkeypatch.chdir(tmp_path)
     for name, content in (("a.pt", b"one"), ("b.pt", b"one"), ("c.pt", b"other")):
         Path(name).write_bytes(content)
-    a, b, c = (assembly.pin_weights(of(model={"weights": name})) for name in ("a.pt", "b.pt", "c.pt"))
+    a, b, c = (assembly.pin_files(of(model={"weights": name})) for name in ("a.pt", "b.pt", "c.pt"))
     assert a.model.weights == tmp_path / "a.pt"
     assert a.model.weights_sha256 == hashlib.sha256(b"one").hexdigest()
     assert a.digest() == b.digest() != c.digest()
     assert Experiment.parse(a.model_dump(mode="json")) == a
     Path("a.pt").unlink()
-    assert assembly.pin_weights(a) == a
-    assert assembly.pin_weights(of()) == of()
+    assert assembly.pin_files(a) == a
+    assert assembly.pin_files(of()) == of()
+
+
+def test_a_pinned_experiment_knows_its_extra_images_by_their_content(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name, label in (("a.npz", 1), ("b.npz", 1), ("c.npz", 2)):
+        np.savez(name, images=np.zeros((3, 8, 8), np.uint8), labels=np.full(3, label))
+    a, b, c = (assembly.pin_files(of(data={"extra": name})) for name in ("a.npz", "b.npz", "c.npz"))
+    assert a.data.extra == tmp_path / "a.npz"
+    assert a.digest() == b.digest() != c.digest()
+    assert assembly.load_data(a).extra == 3
+    Path("c.npz").rename("a.npz")
+    with pytest.raises(InputError, match=r"data\.extra_sha256: got .*a\.npz is another file: its SHA-256 is"):
+        assembly.load_data(a)
+    Path("a.npz").unlink()
+    assert assembly.pin_files(a) == a
+    with pytest.raises(InputError, match=r"data\.extra: got .*a\.npz'; cannot be read"):
+        assembly.load_data(a)
+    with pytest.raises(InputError, match=r"there is no data\.extra to have it"):
+        assembly.load_data(of(data={"extra_sha256": "0" * 64}))
 
 
 def test_an_attack_has_the_experiments_threat_and_its_own_settings() -> None:
@@ -166,6 +187,14 @@ def test_auto_is_the_attack_of_the_objectives_paper_in_training_and_pgd_elsewher
     assert assembly.build_attack(experiment, experiment.test) == GradientAttack(
         Threat("linf", 8 / 255), 20, 2.5 * 8 / 255 / 20
     )
+
+
+def test_a_step_size_of_the_recipe_is_not_for_an_attack_of_one_step_that_auto_stands_for() -> None:
+    for name in ("nat", "fast_at", "free_at"):
+        given = of(attack={"step_size": 2 / 255}, objective={"name": name})
+        assert assembly.build_training_attack(given) == assembly.build_training_attack(of(objective={"name": name}))
+    longer = of(attack={"name": "fast_fgsm", "step_size": 2 / 255}, objective={"name": "fast_at"})
+    assert assembly.build_training_attack(longer).step_size == 2 / 255
 
 
 def test_an_attack_given_by_name_goes_before_that_of_the_paper() -> None:

@@ -18,6 +18,7 @@ from distsens.command_line import (
     run_job,
     show_help,
     take_addresses,
+    take_options,
 )
 from distsens.errors import InputError
 from distsens.examination import Examination
@@ -250,3 +251,21 @@ def test_several_addresses_are_taken_and_none_is_none() -> None:
     assert take_addresses(parse_flags("--model a.pt b.pt --model.std 0.2 0.3".split())) == ["a.pt", "b.pt"]
     assert take_addresses(parse_flags(["--model.address", "a.pt"])) == ["a.pt"]
     assert take_addresses({}) == []
+
+
+def test_an_option_takes_no_value_one_or_several_as_its_default_says() -> None:
+    @dataclass(frozen=True)
+    class Options:
+        resume: tuple[str, ...] = ()
+        claim: str | None = None
+        dry_run: bool = False
+
+    assert take_options(Options, {"resume": "a"}) == Options(resume=("a",))
+    assert take_options(Options, {"resume": ["a", "b"], "dry_run": True}) == Options(("a", "b"), None, True)
+    for wrong, says in (
+        ({"resume": True}, "resume: got True; it takes a value, or several"),
+        ({"claim": ["a", "b"]}, "it takes one value"),
+        ({"dry_run": "a"}, "it takes no value"),
+    ):
+        with pytest.raises(InputError, match=says):
+            take_options(Options, dict(wrong))

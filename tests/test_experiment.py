@@ -285,6 +285,7 @@ OTHER: dict[str, Any] = {
     "data.decoding_cpus": 2,
     "data.extra": "/elsewhere.npz",
     "data.extra_ratio": 0.7,
+    "data.extra_sha256": "0" * 64,
     "model.name": "lenet5",
     "model.small_images": True,
     "model.weights": "/elsewhere/weights.pt",

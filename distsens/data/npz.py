@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import zipfile
 import zlib
 from collections.abc import Sequence
@@ -49,6 +50,15 @@ def read(source: Source) -> Published:
 def read_extra(path: Path) -> ImageSet:
     """Extra training images: ``images`` and ``labels`` (or ``image`` and ``label``) in the forms that `read` takes."""
     return _read_sets(path, "data.extra", _EXTRA, singular=True)[0]
+
+
+def extra_digest(path: Path) -> str:
+    """SHA-256 of a file of extra images."""
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise InputError("data.extra", str(path), f"cannot be read ({error.strerror})") from error
 
 
 def _judged(test: ImageSet, source: Source, path: Path) -> Published:

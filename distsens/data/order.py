@@ -38,8 +38,9 @@ def epoch_order(count: int, seed: int, epoch: int, *purpose: str | int) -> Tenso
 def epoch_batches(count: int, batch_size: int, seed: int, epoch: int, extra: Extra = NO_EXTRA) -> Tensor:
     """The global batches of an epoch, by sample number: int64 (steps, batch_size), on the CPU.
 
-    An epoch goes once over the data set's own images. Extra ones have the same places in every batch, spread evenly
-    over it, so that each worker gets its part of them. They come in an order of their own, anew each epoch; only if
+    An epoch goes once over the data set's own images. Extra ones are spread evenly over each batch, so that each worker
+    gets its part of them, and move on by a place from batch to batch, so that every place has its part of them: SNS
+    compares the images at some places only. They come in an order of their own, anew each epoch; only if
     there are fewer than the epoch needs do some return within it.
 
     Parameters
@@ -61,10 +62,11 @@ def epoch_batches(count: int, batch_size: int, seed: int, epoch: int, extra: Ext
         return own
     rounds = -(-steps * extra.per_batch // extra.images)
     orders = torch.cat([epoch_order(extra.images, seed, epoch, "extra", number) for number in range(rounds)])
-    is_extra = torch.arange(batch_size) * extra.per_batch % batch_size < extra.per_batch
+    places = torch.arange(batch_size) + torch.arange(steps)[:, None]
+    is_extra = places * extra.per_batch % batch_size < extra.per_batch
     batches = torch.empty(steps, batch_size, dtype=torch.int64)
-    batches[:, ~is_extra] = own
-    batches[:, is_extra] = own_images + orders[: steps * extra.per_batch].reshape(steps, extra.per_batch)
+    batches[~is_extra] = own.flatten()
+    batches[is_extra] = own_images + orders[: steps * extra.per_batch]
     return batches
 
 

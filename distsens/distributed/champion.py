@@ -94,8 +94,8 @@ def _autoattack(sweep: Searched, trial: TrialState, images: int) -> float:
     numbers = list(checked.numbers)
     shards = {start: numbers[start : start + _SHARD] for start in range(0, len(numbers), _SHARD)}
     with closing(Examiners(assignment)) as examiners:
-        done = [found[1] for found in examiners.examine(shards, _SECONDS_BETWEEN_LOOKS) if found is not None]
-    return Ledger.join(done).robust.value
+        found = list(examiners.examine(shards, _SECONDS_BETWEEN_LOOKS))
+    return Ledger.join([one[1] for one in found if isinstance(one, tuple)]).robust.value
 
 
 def _trained_at(sweep: Searched, trial: TrialState) -> str:

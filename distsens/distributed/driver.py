@@ -63,7 +63,7 @@ def train_on_cluster(
     tags : further ones of a new MLflow run.
     """
     began = time.monotonic()
-    experiment = pin_places(assembly.pin_weights(experiment), checked.storage, checked.tracking_uri)
+    experiment = pin_places(assembly.pin_files(experiment), checked.storage, checked.tracking_uri)
     followed, outcome = Followed(), _Outcome()
     stored, tracked = _open_run(experiment, checked, resumed, name or new_name(experiment), tags or {})
     view.say(f"run {stored.name}")

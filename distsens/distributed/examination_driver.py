@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import re
 import secrets
+import shlex
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
-
-import ray
 
 from distsens.distributed.cluster import check_capacity_of_cluster, connected
 from distsens.distributed.endings import MLFLOW_STATUS, Status, cause, explain, finish
@@ -21,7 +21,7 @@ from distsens.distributed.examiners import Assignment, Examiners, share_split
 from distsens.distributed.provenance import package_versions, provenance_tags
 from distsens.distributed.signals import ignore_signals, signals_interrupt
 from distsens.errors import InputError
-from distsens.evaluation import Check, Ledger, Verification, differences, make_claim, verify
+from distsens.evaluation import Check, Ledger, Verification, absolute_address, differences, make_claim, verify
 from distsens.examination import Examination
 from distsens.report import EvaluationSummary, EvaluationView, evaluation_figure
 from distsens.storage import Place, open_place, place_name, read_json, write_json
@@ -29,6 +29,7 @@ from distsens.tracking import TrackedRun, without_password
 
 EVALUATION_FILE = "evaluation.json"
 PAIRS_FILE = "pairs.json"
+_CHECKS_FILE = "checks.json"
 _FORMAT = 1
 _SECONDS_BETWEEN_LOOKS = 0.5
 _LONGEST_NAME = 100
@@ -73,6 +74,19 @@ class StoredEvaluation:
                 raise InputError("resume", self.name, f"its {key} is damaged: {cause(error)}") from None
         return found
 
+    def checks(self) -> list[Check] | None:
+        """The checks for gradient masking, if they have been made."""
+        if _CHECKS_FILE not in self.place.keys(_CHECKS_FILE):
+            return None
+        try:
+            return [Check(**check) for check in json.loads(self.place.get(_CHECKS_FILE))]
+        except (OSError, ValueError, TypeError) as error:
+            raise InputError("resume", self.name, f"its {_CHECKS_FILE} is damaged: {cause(error)}") from None
+
+    def keep_checks(self, checks: Sequence[Check]) -> None:
+        """Store the checks for gradient masking."""
+        write_json(self.place, _CHECKS_FILE, [asdict(check) for check in checks])
+
     def keep(self, number: int, ledger: Ledger, seconds: float) -> None:
         """Store a shard's ledger, and what the evaluation has taken until now."""
         self.place.put(f"ledger/shard-{number:05d}.parquet", ledger.to_parquet())
@@ -98,6 +112,18 @@ def find_evaluation(name: str, storage_url: str) -> StoredEvaluation:
         document["data_digest"],
         document.get("seconds", 0.0),
     )
+
+
+def check_further(begun: Sequence[StoredEvaluation], models: Sequence[str]) -> None:
+    """Refuse evaluations that are named twice, and models of which one of them is."""
+    places = [stored.place.url for stored in begun]
+    for number, stored in enumerate(begun):
+        if places[number] in places[:number]:
+            raise InputError("resume", stored.name, "name each evaluation once")
+    judged = {stored.examination.model.address for stored in begun}
+    for model in models:
+        if absolute_address(model) in judged:
+            raise InputError("model", model, "leave it out: an evaluation is resumed with the model that it began with")
 
 
 def check_same(stored: StoredEvaluation, checked: CheckedExamination) -> None:
@@ -175,6 +201,16 @@ def run_examination(
             ignore_signals()
             finish(tracked, MLFLOW_STATUS[status], message, view.say)
     return summarize(status, message), ledger if status == "finished" else None, code
+
+
+def command_to_resume(
+    places: Sequence[str], resumed: Sequence[StoredEvaluation | None], checked: Sequence[CheckedExamination]
+) -> str:
+    """The command that goes on with the evaluation at the last of the places, and then with all that are left."""
+    begun = [*places, *(before.place.url for before in resumed[len(places) :] if before is not None)]
+    further = [one.examination.model.address or "" for one in checked[len(begun) :]]
+    words = ["python", "jobs/evaluate.py", "--resume", *(place.removeprefix("file://") for place in begun)]
+    return shlex.join([*words, "--model", *further] if further else words)
 
 
 def claim_of(checked: CheckedExamination, ledger: Ledger, summary: EvaluationSummary) -> dict[str, Any]:
@@ -271,8 +307,6 @@ def _judge(
     ``began`` is when it would have begun if its sessions followed one another without a pause.
     """
     examination, dataset = checked.examination, checked.dataset
-    images, labels = share_split(checked.split)
-    pool_images, pool_labels = share_split(pool(dataset))
     numbers, size = checked.numbers, examination.shard
     count = len(numbers)
     shards = {
@@ -282,6 +316,10 @@ def _judge(
     }
     if examination.examples is not None:
         write_json(open_place(examination.examples), f"{stored.name}/{PAIRS_FILE}", _of_pairs(checked))
+    view.begin(count, sum(len(ledger) for ledger in done.values()))
+    checks = stored.checks() if examination.diagnostics else []
+    if not shards and checks is not None:
+        return checks
     examiners = Examiners(
         Assignment(
             stored.name,
@@ -290,21 +328,20 @@ def _judge(
             checked.source,
             dataset.shape,
             len(dataset.classes),
-            images,
-            labels,
-            pool_images,
-            pool_labels,
+            *share_split(checked.split),
+            *share_split(pool(dataset)),
         )
     )
-    diagnosed = examiners.diagnose() if examination.diagnostics else None
-    view.begin(count, sum(len(ledger) for ledger in done.values()))
-    for found in examiners.examine(shards, _SECONDS_BETWEEN_LOOKS):
-        if found is not None:
+    for found in examiners.examine(shards, _SECONDS_BETWEEN_LOOKS, diagnose=checks is None):
+        if isinstance(found, list):
+            checks = found
+            stored.keep_checks(checks)
+        elif found is not None:
             number, ledger = found
             stored.keep(number, ledger, time.monotonic() - began)
             done[number] = ledger
         view.judged(Ledger.join(list(done.values())) if done else None)
-    return [] if diagnosed is None else ray.get(diagnosed)
+    return checks or []
 
 
 def _of_pairs(checked: CheckedExamination) -> dict[str, Any]:

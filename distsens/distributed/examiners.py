@@ -20,6 +20,7 @@ from distsens.storage import open_place
 from distsens.suite import Materials, build_attacks, build_judgement, build_probe_attack
 
 _DIAGNOSED = 200
+_DIAGNOSIS = -1  # beside the numbers of shards
 
 
 @dataclass(frozen=True)
@@ -155,16 +156,23 @@ class Examiners:
         """End them, and free their places."""
         self._pool.close()
 
-    def diagnose(self) -> Any:
-        """Start the diagnostics on one of them; a reference of the checks."""
-        return self._pool.actors[-1].diagnose.remote(self._assignment)
+    def examine(
+        self, shards: Mapping[int, Sequence[int]], seconds: float, *, diagnose: bool = False
+    ) -> Iterator[tuple[int, Ledger] | list[Check] | None]:
+        """Each shard's number and ledger as it is done, and None when for some seconds nothing was.
 
-    def examine(self, shards: Mapping[int, Sequence[int]], seconds: float) -> Iterator[tuple[int, Ledger] | None]:
-        """Each shard's number and ledger as it is done, and None when for some seconds none was."""
+        With ``diagnose`` also what the diagnostics find, which one of them makes first.
+        """
 
         def task(number: int, images: Sequence[int]) -> Callable[[Any], Any]:
             key = f"{self._folder}/pairs-{number:05d}.npz"
             return lambda examiner: examiner.examine.remote(self._assignment, list(images), key)
 
-        for done in self._pool.run({number: task(number, shards[number]) for number in sorted(shards)}, seconds):
-            yield None if done is None else (done[0], Ledger.from_parquet(done[1]))
+        tasks = {number: task(number, shards[number]) for number in sorted(shards)}
+        if diagnose:
+            tasks = {_DIAGNOSIS: lambda examiner: examiner.diagnose.remote(self._assignment), **tasks}
+        for done in self._pool.run(tasks, seconds):
+            if done is None or done[0] == _DIAGNOSIS:
+                yield done and done[1]
+            else:
+                yield done[0], Ledger.from_parquet(done[1])

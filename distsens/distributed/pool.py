@@ -12,9 +12,16 @@ from distsens.experiment import Workers
 K = TypeVar("K")
 
 
+def _node_of(_: Any) -> str:
+    """Where an actor is; what it is asked for."""
+    return str(ray.get_runtime_context().get_node_id())
+
+
 class ActorPool(Generic[K]):
     """Actors of one kind. Ray starts one anew elsewhere if it dies, and gives it the task that it was at.
 
+    One whose node is lost may find no other place: another one that is idle takes its task, so a task may be done
+    twice, and must be of the kind of which that changes nothing.
     Each is made with the name of the run that it works for and its rank, for its log.
     """
 
@@ -22,11 +29,16 @@ class ActorPool(Generic[K]):
         remote = ray.remote(
             num_cpus=workers.cpus, num_gpus=workers.gpus, max_restarts=-1, max_task_retries=workers.max_failures
         )(kind)
-        self.actors: list[Any] = [remote.remote(run, rank) for rank in range(workers.num)]
+        self._actors: list[Any] = [remote.remote(run, rank) for rank in range(workers.num)]
+        self._idle: list[Any] = []
+        self._nodes: dict[Any, str] = {}
+        self._coming: dict[Any, Any] = {}
+        for actor in self._actors:
+            self._await(actor)
 
     def close(self) -> None:
         """End the actors, and free their places."""
-        for actor in self.actors:
+        for actor in self._actors:
             ray.kill(actor)
 
     def run(self, tasks: Mapping[K, Callable[[Any], Any]], seconds: float) -> Iterator[tuple[K, Any] | None]:
@@ -37,19 +49,35 @@ class ActorPool(Generic[K]):
         tasks : by key, in the order in which they are begun: given an idle actor, a reference of the result.
         seconds : how long to wait before None.
         """
-        waiting = list(tasks.items())[::-1]
+        waiting = list(tasks)[::-1]
         going: dict[Any, tuple[K, Any]] = {}
-        idle = list(self.actors)
         while waiting or going:
-            while idle and waiting:
-                key, task = waiting.pop()
-                actor = idle.pop()
-                going[task(actor)] = (key, actor)
-            done, _ = ray.wait(list(going), timeout=seconds)
-            if not done:
-                yield None
+            while self._idle and waiting:
+                key, actor = waiting.pop(), self._idle.pop()
+                going[tasks[key](actor)] = (key, actor)
+            done, _ = ray.wait([*going, *self._coming], timeout=seconds)
             for reference in done:
-                key, actor = going.pop(reference)
                 result = ray.get(reference)
-                idle.append(actor)
-                yield key, result
+                if reference in self._coming:
+                    actor = self._coming.pop(reference)
+                    self._nodes[actor] = result
+                else:
+                    key, actor = going.pop(reference)
+                    yield key, result
+                self._idle.append(actor)
+            if not done:
+                waiting += self._lost(going) if self._idle else []
+                yield None
+
+    def _lost(self, going: dict[Any, tuple[K, Any]]) -> list[K]:
+        """Take the tasks of actors whose node is gone from what is going; these actors are waited for anew."""
+        alive = {node["NodeID"] for node in ray.nodes() if node["Alive"]}
+        lost = {reference: task for reference, task in going.items() if self._nodes[task[1]] not in alive}
+        for reference, (_, actor) in lost.items():
+            del going[reference]
+            ray.cancel(reference)
+            self._await(actor)
+        return [key for key, _ in lost.values()]
+
+    def _await(self, actor: Any) -> None:
+        self._coming[actor.__ray_call__.options(max_task_retries=-1).remote(_node_of)] = actor

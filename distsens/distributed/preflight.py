@@ -13,16 +13,18 @@ from torch import nn
 
 from distsens import assembly
 from distsens.attacks import GradientAttack
-from distsens.data import Dataset, Extra, augment, steps_per_epoch
+from distsens.data import Dataset, Extra, augment, rank_share, steps_per_epoch
 from distsens.distributed.cluster import check_capacity_here, job_submission_id
 from distsens.errors import InputError
 from distsens.experiment import Experiment
 from distsens.sensitivity import neuron_counts
 from distsens.storage import LocalPlace, Place, open_place
 from distsens.tracking import check_tracking, without_password
+from distsens.training import keeping_statistics
 
 TRACKING_VARIABLE = "MLFLOW_TRACKING_URI"
 _FILES_NAMED = 5
+_CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True)
@@ -82,7 +84,8 @@ def check_against(experiment: Experiment, dataset: Dataset, extra: Extra) -> tup
     except InputError as error:
         raise InputError("stabilize.layers", error.value, error.allowed) from None
     _check_gradients(experiment, model, dataset.shape)
-    assembly.build_stabilizer(experiment, neurons, torch.device("cpu"))  # refuses settings that cannot work
+    _check_halves(experiment, model, dataset.shape)
+    assembly.build_stabilizer(experiment, neurons, _CPU)  # refuses settings that cannot work
     return model, neurons
 
 
@@ -178,6 +181,29 @@ def _check_batch_norm(experiment: Experiment) -> None:
             how,
             f"{experiment.objective.name} has no {how} half to take running statistics from; joint or separate",
         )
+
+
+def _check_halves(experiment: Experiment, model: nn.Module, shape: tuple[int, int, int]) -> None:
+    """Refuse statistics of a half that is one image, of which a layer sees one value a channel."""
+    training, workers = experiment.training, experiment.workers.num
+    objective, stabilizer = assembly.build_objective(experiment), assembly.build_stabilizer(experiment, {}, _CPU)
+    both = objective.uses_benign and objective.uses_adversarial
+    if training.batch_norm == "joint" or training.sync_batch_norm or stabilizer is None or both:
+        return
+    shares = [rank_share(training.batch_size, rank, workers) for rank in range(workers)]
+    sizes = [(share.start, share.stop - share.start) for share in shares]
+    if all(len(range(size)[stabilizer.pairs(start, size)]) != 1 for start, size in sizes):
+        return
+    before = model.training
+    model.train()
+    try:
+        with torch.no_grad(), keeping_statistics(model):
+            model(torch.zeros(1, *shape))
+    except ValueError:
+        allowed = "joint, or more stabilize.pairs: a worker compares one pair, and one image has no statistics here"
+        raise InputError("training.batch_norm", training.batch_norm, allowed) from None
+    finally:
+        model.train(before)
 
 
 def _check_refresh(experiment: Experiment, steps: int) -> None:

@@ -22,6 +22,7 @@ from distsens.evaluation import (
     Ledger,
     Proportion,
     Spread,
+    Verification,
     mean_corruption_error,
     over_seeds,
     proportion,
@@ -271,13 +272,21 @@ def spread_over_models(summaries: Sequence[EvaluationSummary]) -> dict[str, Spre
     return found
 
 
-def summary_document(summaries: Sequence[EvaluationSummary], models: int) -> Json:
+def summary_document(
+    summaries: Sequence[EvaluationSummary], models: int, verification: Verification | None = None
+) -> Json:
     """What ``--summary`` writes: of one model its summary, of several, as many of them as were judged,
 
     models : their summaries.
     over_models : ``clean_accuracy`` and ``robust_accuracy`` over trainings, each with ``mean``, ``std`` and the ends
         ``low`` and ``high`` of Student's 95 % interval of the mean; empty where two models are of one training.
+
+    With ``--verify`` the summary has ``verification``, too: ``holds``, ``images``, ``overclaimed``, ``underclaimed``,
+    ``faults`` and ``sentence``; it is all there is where something else than what is claimed would have been judged.
     """
+    if verification is not None:
+        verdict = {"holds": verification.holds, **asdict(verification), "sentence": verification.sentence}
+        return {**(summaries[0].to_dict() if summaries else {}), "verification": verdict}
     if models == 1:
         return summaries[0].to_dict()
     return {

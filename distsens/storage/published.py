@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from contextlib import suppress
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from distsens.errors import InputError
-from distsens.storage.checkpoint import Checkpoint, CheckpointError, delete, load, load_manifest, save
-from distsens.storage.manifest import Manifest
+from distsens.storage.checkpoint import MANIFEST, Checkpoint, CheckpointError, delete, load, load_manifest, save
+from distsens.storage.json_files import write_json
+from distsens.storage.local import LocalPlace
+from distsens.storage.manifest import Manifest, encode
 from distsens.storage.place import Place, open_place
 
 _FOLDER = "models"
@@ -55,6 +59,24 @@ def models(storage: Place) -> dict[str, Manifest]:
 def fetch(url: str) -> Checkpoint:
     """Return the model at an address, every file verified; `CheckpointError` if one is missing or altered."""
     return load(open_place(url))
+
+
+def copy(storage: Place, name: str, folder: Path) -> None:
+    """Copy a model into a new folder, every file verified; nothing is there unless all of it is.
+
+    Raises
+    ------
+    CheckpointError : a file is missing or altered.
+    OSError : the folder cannot be written.
+    """
+    model = load(storage.child(_FOLDER).child(name))
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as made:
+        whole = LocalPlace(Path(made) / "model")
+        for file, content in model.files.items():
+            whole.put(file, content)
+        write_json(whole, MANIFEST, encode(model.manifest))
+        whole.root.rename(folder)
 
 
 def prune(storage: Place, keep: int, protect: Collection[str] = ()) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import os
 import re
+import secrets
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -173,7 +174,8 @@ class S3Place:
 
     def check_writable(self) -> None:
         """List, write, read and delete a probe, within seconds; see `Place.check_writable`."""
-        probe = {"Bucket": self.bucket, "Key": self._name(".probe")}
+        # Of its own name, as others may look at the same time.
+        probe = {"Bucket": self.bucket, "Key": self._name(f".probe-{secrets.token_hex(8)}")}
         try:
             client = _new_client(_ATTEMPTS_TO_CHECK, _SECONDS_TO_ANSWER_CHECK)
             client.list_objects_v2(Bucket=self.bucket, Prefix=self._name(""), MaxKeys=1)

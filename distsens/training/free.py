@@ -10,6 +10,8 @@ from distsens.attacks import GradientAttack
 from distsens.errors import InputError
 from distsens.training.step import Batch, StepResult, TrainingStep
 
+_OF_ALL_REPLAYS = ("gradient_evaluations", "attack_seconds", "seconds")
+
 
 @dataclass
 class FreeStep:
@@ -23,7 +25,7 @@ class FreeStep:
     Otherwise than published, every epoch starts at ``delta = 0``, so that a checkpoint between epochs holds all that a
     resumed run needs. Learning rate, weight average and the refresh of SNS go by batches, not by replays.
 
-    step : the step that is repeated; of its attack only the threat counts.
+    step : the step that is repeated; of its attack only the threat and ``l1_fraction`` count.
     replays : optimizer steps on each batch (m; the paper trains on CIFAR with 8 and divides the epochs by it).
     """
 
@@ -43,7 +45,11 @@ class FreeStep:
     def __call__(
         self, batch: Batch, *, eps_factor: float = 1.0, sns_weight: float | None = None, awp_gamma: float = 0.0
     ) -> StepResult:
-        """Train ``replays`` times on a batch; sums are over all replays, the norm is their mean."""
+        """Train ``replays`` times on a batch.
+
+        Of what is summed over images the mean over replays is told, so that these are counted once; gradients and
+        seconds are those of all replays.
+        """
         if awp_gamma > 0.0:
             raise InputError("training.awp_gamma", awp_gamma, "free adversarial training has no second pass for it")
         threat = self.step.attack.threat.scaled(eps_factor)
@@ -56,8 +62,11 @@ class FreeStep:
             twins = points.detach().requires_grad_()
             result = self.step.descend(batch, twins, sns_weight=sns_weight)
             assert twins.grad is not None
-            points = threat.project(threat.ascend(points, twins.grad, threat.eps), batch.images)
-            sums = {name: sums.get(name, 0.0) + value for name, value in result.sums.items()}
+            ascended = threat.ascend(points, twins.grad, threat.eps, l1_fraction=self.step.attack.l1_fraction)
+            points = threat.project(ascended, batch.images)
+            for name, value in result.sums.items():
+                part = value if name in _OF_ALL_REPLAYS else value / self.replays
+                sums[name] = sums.get(name, 0.0) + part
             norms.append(result.gradient_norm)
         self._perturbation = points - batch.images
         return StepResult(sums, sum(norms) / len(norms))

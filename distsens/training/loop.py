@@ -216,7 +216,7 @@ def _in_vain(history: Sequence[EpochRecord], plan: Plan) -> str | None:
     if plan.alarm is not None and plan.alarm.action == "stop" and history[-1].alarm is not None:
         return "catastrophic overfitting"
     if plan.patience is not None:
-        return robust_overfitting(history, plan.patience, plan.chance, plan.full_strength)
+        return robust_overfitting(history, plan.patience, plan.chance, plan.full_strength, plan.selects)
     return None
 
 

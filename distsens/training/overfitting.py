@@ -71,9 +71,13 @@ def catastrophic_overfitting(
 
 
 def robust_overfitting(
-    history: Sequence[EpochRecord], patience: int, chance: float, counted_from: int = 0
+    history: Sequence[EpochRecord],
+    patience: int,
+    chance: float,
+    counted_from: int = 0,
+    selects: Literal["robust", "clean"] = "robust",
 ) -> str | None:
-    """Say that robust accuracy has not risen for ``patience`` epochs; None where it has.
+    """Say that the accuracy that selects has not risen for ``patience`` epochs; None where it has.
 
     Adversarial training goes on to raise robust accuracy on the training images long after that on others has begun to
     fall (Rice, Wong and Kolter, "Overfitting in adversarially robust deep learning", ICML 2020).
@@ -81,17 +85,18 @@ def robust_overfitting(
     Parameters
     ----------
     history : of at least one epoch.
-    patience : epochs without a new best (see ``best_epoch``).
+    patience : epochs without a new best (see ``best_epoch``): by robust accuracy, or whatever ``selects``.
     chance : share of the most frequent class of the validation set. A plateau at chance is where training begins, so
         nothing is counted there.
     counted_from : epoch before which none is counted, nor is any before a rollback.
+    selects : the accuracy that does, for the line.
     """
     best = best_epoch(history)
-    if best is None or best.robust_accuracy <= CHANCE_MARGIN * chance:
+    if best is None or best.selection <= CHANCE_MARGIN * chance:
         return None
     if history[-1].epoch - max(best.epoch, counted_from, rolled_back(history) or 0) < patience:
         return None
-    return f"robust accuracy has not risen above the {best.robust_accuracy:.1%} of epoch {best.epoch}"
+    return f"{selects} accuracy has not risen above the {best.selection:.1%} of epoch {best.epoch}"
 
 
 def rolled_back(history: Sequence[EpochRecord]) -> int | None:

@@ -104,6 +104,15 @@ def test_every_worker_gets_its_part_of_the_extra_images(mixture: tuple[int, int,
         assert abs(int((share >= count - extra.images).sum()) - expected) < 1
 
 
+@pytest.mark.parametrize("per_batch", [1, 7, 16, 32, 64, 96, 115])
+@pytest.mark.parametrize("every", [1, 2, 3, 16])
+def test_the_places_that_are_compared_have_their_part_of_the_extra_images(per_batch: int, every: int) -> None:
+    own, batch_size, steps = 128 * 130, 128, 128
+    batches = epoch_batches(own + 500, batch_size, 0, 1, Extra(500, per_batch))[:steps]
+    compared = batches[:, ::every] >= own
+    assert float(compared.double().mean()) == pytest.approx(per_batch / batch_size)
+
+
 def test_extra_images_come_in_another_order_each_epoch_and_for_each_seed() -> None:
     orders = set()
     for seed in range(3):

@@ -11,14 +11,16 @@ from mlflow import MlflowClient
 
 from distsens.distributed.examination_driver import (
     StoredEvaluation,
+    check_further,
     check_same,
+    command_to_resume,
     ended_whatever_happens,
     find_evaluation,
     name_after,
 )
 from distsens.distributed.examination_preflight import CheckedExamination
 from distsens.errors import InputError
-from distsens.evaluation import Architecture, Ledger, Subject
+from distsens.evaluation import Architecture, Check, Ledger, Subject
 from distsens.examination import Examination
 from distsens.experiment import Workers
 from distsens.storage import open_place
@@ -132,3 +134,36 @@ def test_a_damaged_ledger_is_named_before_anything_goes_on(tmp_path: Path) -> No
     (tmp_path / "ledger" / "shard-00000.parquet").write_bytes(b"no parquet")
     with pytest.raises(InputError, match=r"resume: got 'evaluate-net'; its ledger/shard-00000.parquet is damaged"):
         stored(tmp_path).shards()
+
+
+def test_evaluations_go_on_together_and_with_models_that_had_not_begun(tmp_path: Path) -> None:
+    examinations = [
+        Examination.parse({"model": {"address": str(tmp_path / f"{name}.pt")}, "data": {"name": "digits", "limit": 5}})
+        for name in ("a", "b", "my c")
+    ]
+    begun = [stored(tmp_path / str(number), examination=one) for number, one in enumerate(examinations)]
+    check_further(begun[:2], [str(tmp_path / "my c.pt")])
+    with pytest.raises(InputError, match="resume: got 'evaluate-net'; name each evaluation once"):
+        check_further([*begun, begun[1]], [])
+    with pytest.raises(InputError, match=r"model: got '.*b.pt'; leave it out: an evaluation is resumed"):
+        check_further(begun, [str(tmp_path / "b.pt")])
+    judged = [checked(examination=one) for one in examinations]
+    done = [one.place.url for one in begun]
+    command = "python jobs/evaluate.py --resume"
+    assert command_to_resume(done, begun, judged) == f"{command} {tmp_path}/0 {tmp_path}/1 {tmp_path}/2"
+    first = command_to_resume(done[:1], [None] * 3, judged)
+    assert first == f"{command} {tmp_path}/0 --model {tmp_path}/b.pt '{tmp_path}/my c.pt'"
+    assert command_to_resume(done[:1], [*begun[:2], None], judged) == (
+        f"{command} {tmp_path}/0 {tmp_path}/1 --model '{tmp_path}/my c.pt'"
+    )
+
+
+def test_checks_for_masking_are_kept_and_a_damaged_file_of_them_is_named(tmp_path: Path) -> None:
+    evaluation = stored(tmp_path)
+    assert evaluation.checks() is None
+    checks = [Check("starts", True, {"spread": 0.25}, "Starts agree.")]
+    evaluation.keep_checks(checks)
+    assert evaluation.checks() == checks
+    (tmp_path / "checks.json").write_text("[{}]")
+    with pytest.raises(InputError, match=r"resume: got 'evaluate-net'; its checks.json is damaged"):
+        evaluation.checks()

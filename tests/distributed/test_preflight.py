@@ -99,3 +99,23 @@ def test_neurons_cannot_be_selected_more_rarely_than_once_an_epoch() -> None:
     with pytest.raises(InputError, match=r"stabilize.refresh_steps: got 11; at most 10, the steps of an epoch"):
         check(Experiment.parse({**fields, "stabilize": {"weight": 1.0, "refresh_steps": 11}}))
     check(Experiment.parse(fields))
+
+
+@pytest.mark.parametrize("how", ["separate", "adversarial"])
+def test_a_half_of_one_image_has_no_statistics_of_its_own(how: str) -> None:
+    fields = {
+        "model": {"name": "resnet18"},  # of digits' 8x8 pixels its last layers see one position
+        "stabilize": {"weight": 1.0, "pairs": "1/16"},
+        "training": {"batch_size": 32, "batch_norm": how},
+    }
+    with pytest.raises(InputError, match=f"training.batch_norm: got '{how}'; joint, or more stabilize.pairs"):
+        check(Experiment.parse({**fields, "workers": {"num": 2}}))
+    for change in (
+        {"workers": {"num": 1}},  # compares two pairs
+        {"stabilize": {"weight": 1.0, "pairs": "1/8"}},
+        {"stabilize": {"weight": 0.0}},
+        {"model": {"name": "small_cnn"}},
+        {"training": {"batch_size": 32}},
+        {"objective": {"name": "trades"}},  # compares all
+    ):
+        check(Experiment.parse({**fields, "workers": {"num": 2}, **change}))

@@ -171,8 +171,8 @@ def test_two_examiners_of_which_one_is_killed_find_the_same_and_keep_it_in_a_buc
     assert pairs.keys() == ["pairs-00000.npz", "pairs-00001.npz", "pairs-00002.npz", "pairs-00003.npz", "pairs.json"]
 
 
-def test_a_killed_driver_is_resumed_after_its_last_shard(
-    judged: tuple[Any, dict[str, Any]], job: Any, arguments: list[str]
+def test_a_killed_driver_is_resumed_after_its_last_shard_and_goes_on_to_further_models(
+    judged: tuple[Any, dict[str, Any]], job: Any, arguments: list[str], weights: Path
 ) -> None:
     attacks = (
         "--attacks",
@@ -186,7 +186,8 @@ def test_a_killed_driver_is_resumed_after_its_last_shard(
         "--corruptions",
         "brightness",
     )
-    process = job.start(*arguments, *attacks, "--workers.num", "1")
+    (further := job.folder / "second.safetensors").write_bytes(weights.read_bytes())
+    process = job.start("--model", str(weights), str(further), *arguments[2:], *attacks, "--workers.num", "1")
     process.wait_for("judging")
     deadline = time.monotonic() + 120
     while len(done := list(job.storage.glob("evaluate-*/ledger/*.parquet"))) < 2:
@@ -198,10 +199,16 @@ def test_a_killed_driver_is_resumed_after_its_last_shard(
     assert len(before) < IMAGES // 10
     evaluation = done[0].parents[1]
     until_then = json.loads((evaluation / "evaluation.json").read_text())["seconds"]
-    summary = job.finish("--resume", str(evaluation))
+    summary, second = job.finish("--resume", str(evaluation), "--model", str(further))["models"]
     assert summary["seconds"] > until_then > 0
     assert {path: path.stat().st_mtime_ns for path in before} == before, "a finished shard was judged again"
     pd.testing.assert_frame_equal(ledger_of(summary), ledger_of(judged[1]))
+    pd.testing.assert_frame_equal(ledger_of(second), ledger_of(judged[1]))
+    whole = {path: path.stat().st_mtime_ns for path in job.storage.glob("evaluate-*/ledger/*.parquet")}
+    both = job.finish("--resume", summary["run"], second["run"])
+    assert {path: path.stat().st_mtime_ns for path in whole} == whole, "a finished shard was judged again"
+    assert both["over_models"]["robust_accuracy"]["mean"] == judged[1]["robust_accuracy"]["value"]
+    assert [model["diagnostics"] for model in both["models"]] == [summary["diagnostics"], second["diagnostics"]]
 
 
 def test_a_claim_is_verified_and_a_false_one_is_refuted(
@@ -221,8 +228,11 @@ def test_a_claim_is_verified_and_a_false_one_is_refuted(
         attack["standing"] = claim["clean_accuracy"]
     forged = job.folder / "forged.json"
     forged.write_text(json.dumps(claim))
-    refuted = job.run("--verify", str(forged), *sample)
+    refuted = job.run("--verify", str(forged), *sample, "--summary", str(job.folder / "refuted.json"))
     assert refuted.popen.returncode == 1, refuted.output
+    verdict = json.loads((job.folder / "refuted.json").read_text())
+    assert (verdict["judged"], verdict["verification"]["holds"]) == (30, False)
+    assert verdict["verification"]["overclaimed"] > 0
     assert "the claim does not hold" in refuted.output
     (drawn,) = [
         line for line in refuted.lines if line.startswith("judging the claim's images anew, 30 drawn at random")

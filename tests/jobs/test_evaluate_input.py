@@ -84,11 +84,10 @@ def run(run_here: Run, tmp_path: Path) -> Run:
         (f"{GIVEN} --verify claim.json", "error: verify: got 'claim.json'; must hold a claim; it lacks"),
         (f"{GIVEN} --nonsense 1", "nonsense"),
         ("--resume nothing", "error: resume: got 'nothing'"),
-        (
-            "--resume x --model net.safetensors",
-            "error: model: got 'net.safetensors'; leave it out: an evaluation is resumed",
-        ),
-        ("--resume x --model.address a b", "error: model"),
+        ("--resume x --model net.safetensors", "error: resume: got 'x'; there is no evaluation.json"),
+        ("--resume x --model net.safetensors --claim c.json", "error: model: got ['x', 'net.safetensors']; one model"),
+        ("--resume x y --verify claim.json", "error: model: got ['x', 'y']; one model"),
+        ("--resume", "error: resume: got True; it takes a value, or several"),
     ],
 )
 def test_wrong_input_is_one_line_and_exit_code_2(run: Run, tmp_path: Path, arguments: str, says: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import subprocess
@@ -151,6 +152,23 @@ def test_a_dry_run_of_a_recipe_checks_everything_and_leaves_nothing(
     assert "everything that can be checked is in order" in output
     assert "network.conv1 (32)" in output
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("recipe", ["folder-resnet18-sns", "imagenet-resnet50-sns"])
+def test_a_dry_run_of_a_recipe_for_folders_takes_a_tree_of_its_image_size(
+    run: Run, tmp_path: Path, recipe: str
+) -> None:
+    for split, number, name in itertools.product(("train", "val"), range(6), "abc"):
+        path = tmp_path / "tree" / split / name / f"{number}.jpg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (90, 70), (40 * number, 0, 0)).save(path)
+    arguments = f"--recipe {recipe} --dry-run --data.root tree --data.validation_fraction 0.2 --data.decoding_cpus 0"
+    arguments += " --workers.num 1 --workers.cpus 1 --workers.gpus 0 --training.batch_size 8"
+    code, output, error = run(*arguments.split())
+    assert (code, error) == (0, "")
+    side = {"folder-resnet18-sns": 64, "imagenet-resnet50-sns": 224}[recipe]
+    assert f"data folder: 15 training, 3 validation and 18 test images of shape (3, {side}, {side}), 3 cl" in output
+    assert "everything that can be checked is in order" in output
 
 
 def test_a_dry_run_names_files_that_cannot_be_read_and_counts_extra_images(run: Run, tmp_path: Path) -> None:

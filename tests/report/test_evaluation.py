@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 from rich.console import Console
 
-from distsens.evaluation import Check, Ledger
+from distsens.evaluation import Check, Ledger, Verification
 from distsens.evaluation.ledger import broken_column, corruption_column, curve_column, evaluations_column
 from distsens.report import (
     EvaluationSummary,
@@ -151,6 +151,15 @@ def test_the_summary_of_one_model_is_its_own_and_one_that_failed_leaves_no_mean(
     broken = summary_document([whole, other], 3)
     assert (len(broken["models"]), broken["over_models"]) == (2, {})
     assert summary_document([whole], 3)["over_models"] == {}
+
+
+def test_a_verified_claim_has_its_verdict_in_the_summary_also_where_nothing_was_judged() -> None:
+    held = summary_document([summary(ledger())], 1, Verification(10, 0, 2, ()))
+    assert held["robust_accuracy"]["value"] == 0.6
+    assert (held["verification"]["holds"], held["verification"]["underclaimed"]) == (True, 2)
+    refuted = summary_document([], 1, Verification(0, 0, 0, ("the model is another",)))
+    assert set(refuted) == {"verification"}
+    assert refuted["verification"]["sentence"] == "the claim does not hold: the model is another"
 
 
 def test_two_checkpoints_of_a_run_stand_side_by_side_without_a_mean() -> None:
