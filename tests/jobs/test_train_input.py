@@ -167,7 +167,7 @@ def test_a_dry_run_of_a_recipe_for_folders_takes_a_tree_of_its_image_size(
     code, output, error = run(*arguments.split())
     assert (code, error) == (0, "")
     side = {"folder-resnet18-sns": 64, "imagenet-resnet50-sns": 224}[recipe]
-    assert f"data folder: 15 training, 3 validation and 18 test images of shape (3, {side}, {side}), 3 cl" in output
+    assert f"data folder: 14 training, 4 validation and 18 test images of shape (3, {side}, {side}), 3 cl" in output
     assert "everything that can be checked is in order" in output
 
 
