@@ -148,8 +148,7 @@ def run_examination(
     began = time.monotonic()
     status: Status = "failed"
     message, code = None, 1
-    checks: list[Check] = []
-    done = {} if resumed is None else resumed.shards()
+    done, checks = ({}, None) if resumed is None else (resumed.shards(), resumed.checks())
     with ExitStack() as stack:
         stack.enter_context(signals_interrupt())
         stack.enter_context(connected())
@@ -177,7 +176,7 @@ def run_examination(
                 classes=checked.dataset.classes,
                 images=len(checked.numbers),
                 ledger=Ledger.join([done[number] for number in sorted(done)]) if done else None,
-                checks=checks,
+                checks=checks or [],
                 warnings=checked.warnings,
                 baseline=checked.baseline,
                 commit=tags["distsens.commit"],
@@ -187,7 +186,7 @@ def run_examination(
             )
 
         try:
-            checks = _judge(checked, stored, done, view, began - stored.seconds)
+            checks = _judge(checked, stored, done, checks, view, began - stored.seconds)
             ledger = Ledger.join([done[number] for number in sorted(done)])
             stored.place.put("ledger.parquet", ledger.to_parquet())
             _record(summarize("finished", None), ledger, tracked)
@@ -300,9 +299,14 @@ def ended_whatever_happens(tracked: TrackedRun) -> Iterator[None]:
 
 
 def _judge(
-    checked: CheckedExamination, stored: StoredEvaluation, done: dict[int, Ledger], view: EvaluationView, began: float
-) -> list[Check]:
-    """Have every shard judged that is not done yet; the diagnostics' checks, if they are wanted.
+    checked: CheckedExamination,
+    stored: StoredEvaluation,
+    done: dict[int, Ledger],
+    checks: list[Check] | None,
+    view: EvaluationView,
+    began: float,
+) -> list[Check] | None:
+    """Have every shard judged that is not done yet; the diagnostics' checks, which may be known, if they are wanted.
 
     ``began`` is when it would have begun if its sessions followed one another without a pause.
     """
@@ -317,8 +321,8 @@ def _judge(
     if examination.examples is not None:
         write_json(open_place(examination.examples), f"{stored.name}/{PAIRS_FILE}", _of_pairs(checked))
     view.begin(count, sum(len(ledger) for ledger in done.values()))
-    checks = stored.checks() if examination.diagnostics else []
-    if not shards and checks is not None:
+    diagnose = examination.diagnostics and checks is None
+    if not shards and not diagnose:
         return checks
     examiners = Examiners(
         Assignment(
@@ -332,7 +336,7 @@ def _judge(
             *share_split(pool(dataset)),
         )
     )
-    for found in examiners.examine(shards, _SECONDS_BETWEEN_LOOKS, diagnose=checks is None):
+    for found in examiners.examine(shards, _SECONDS_BETWEEN_LOOKS, diagnose=diagnose):
         if isinstance(found, list):
             checks = found
             stored.keep_checks(checks)
@@ -341,7 +345,7 @@ def _judge(
             stored.keep(number, ledger, time.monotonic() - began)
             done[number] = ledger
         view.judged(Ledger.join(list(done.values())) if done else None)
-    return checks or []
+    return checks
 
 
 def _of_pairs(checked: CheckedExamination) -> dict[str, Any]:
