@@ -232,13 +232,20 @@ def test_weights_in_low_precision_give_exactly_the_logits_of_autocast(images: Te
 
 
 @pytest.mark.parametrize("build", [_Block, _Checkpointed, _NotTraceable, _CalledTwice])
-def test_low_precision_is_close_to_float32(build: Callable[[], nn.Module], images: Tensor) -> None:
+def test_low_precision_is_as_close_to_float32_as_autocast_is(build: Callable[[], nn.Module], images: Tensor) -> None:
     network = _seeded(build)
     expected = _logits_and_gradients(network, images)
+
+    def autocast(points: Tensor) -> Tensor:
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            return network(points).float()
+
+    allowed = _logits_and_gradients(autocast, images)
     with attack_view(network, precision=torch.bfloat16) as logits:
         found = _logits_and_gradients(logits, images)
-    for value, exact in zip(found, expected, strict=True):
-        assert (value - exact).norm() < 0.03 * exact.norm()
+    for value, theirs, exact in zip(found, allowed, expected, strict=True):
+        assert (value - exact).norm() < 1.1 * (theirs - exact).norm()
+        assert (value - exact).norm() < 0.1 * exact.norm()
 
 
 def test_weights_are_cast_once_and_not_in_every_forward(images: Tensor) -> None:
