@@ -185,6 +185,7 @@ def test_a_killed_driver_is_resumed_after_its_last_shard_and_goes_on_to_further_
         "0.2",
         "--corruptions",
         "brightness",
+        "--diagnostics",
     )
     (further := job.folder / "second.safetensors").write_bytes(weights.read_bytes())
     process = job.start("--model", str(weights), str(further), *arguments[2:], *attacks, "--workers.num", "1")
@@ -205,9 +206,11 @@ def test_a_killed_driver_is_resumed_after_its_last_shard_and_goes_on_to_further_
     pd.testing.assert_frame_equal(ledger_of(summary), ledger_of(judged[1]))
     pd.testing.assert_frame_equal(ledger_of(second), ledger_of(judged[1]))
     whole = {path: path.stat().st_mtime_ns for path in job.storage.glob("evaluate-*/ledger/*.parquet")}
+    whole |= {path: path.stat().st_mtime_ns for path in job.storage.glob("evaluate-*/checks.json")}
     both = job.finish("--resume", summary["run"], second["run"])
     assert {path: path.stat().st_mtime_ns for path in whole} == whole, "a finished shard was judged again"
     assert both["over_models"]["robust_accuracy"]["mean"] == judged[1]["robust_accuracy"]["value"]
+    assert summary["diagnostics"]
     assert [model["diagnostics"] for model in both["models"]] == [summary["diagnostics"], second["diagnostics"]]
 
 
