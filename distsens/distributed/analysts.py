@@ -103,6 +103,7 @@ class _Desk:
 
     def __init__(self, assignment: AnalystAssignment) -> None:
         self._assignment = assignment
+        torch.set_num_threads(assignment.analysis.workers.cpus)
         on_gpu = torch.cuda.is_available() and assignment.analysis.workers.gpus
         self._device = torch.device("cuda" if on_gpu else "cpu")
         self._images, self._labels = read_split(assignment.images, assignment.labels)

@@ -76,7 +76,8 @@ class _Desk:
 
     def __init__(self, assignment: Assignment) -> None:
         self._examination = assignment.examination
-        # Actors are given their CPUs by Ray as this many threads; GPUs by the devices that they see.
+        torch.set_num_threads(self._examination.workers.cpus)  # Ray's OMP_NUM_THREADS yields to one that is set
+        # Ray gives actors their GPUs by the devices that they see.
         self._device = torch.device("cuda" if torch.cuda.is_available() and self._examination.workers.gpus else "cpu")
         shape, classes = assignment.shape, assignment.classes
         self._model = assignment.subject.build(shape, classes).to(self._device)

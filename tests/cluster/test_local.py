@@ -19,6 +19,7 @@ import pytest
 import ray
 from clone import commit_all, copy_of_the_project
 from mlflow import MlflowClient
+from mlflow.entities import Run
 
 pytestmark = pytest.mark.ray
 
@@ -55,6 +56,16 @@ class Cluster:
     def submit(self, *job: str, **options: Any) -> subprocess.CompletedProcess[str]:
         """Submit it by the script."""
         return self.run("cluster/submit.py", "--", "python", *job, **options)
+
+    @property
+    def storage(self) -> Path:
+        """Where submitted jobs keep their results unless they are told."""
+        return Path(self.environment["HOME"]) / "distsens" / "runs"
+
+    @property
+    def mlflow(self) -> MlflowClient:
+        """Of the store of submitted jobs."""
+        return MlflowClient(f"sqlite:///{self.storage / 'mlflow.db'}")
 
     def state(self, what: str, *options: str) -> list[dict[str, Any]]:
         """What Ray's state API knows of its nodes, actors, ..."""
@@ -139,25 +150,41 @@ def test_a_training_that_joins_it_has_a_worker_on_each_node(cluster: Cluster) ->
     assert not set(workers) & set(heads)
 
 
-def test_all_jobs_are_submitted_and_the_training_tells_its_commit(cluster: Cluster) -> None:
-    trained = cluster.submit(*TRAIN)
-    assert trained.returncode == 0, trained.stdout + trained.stderr
-    storage = Path(cluster.environment["HOME"]) / "distsens" / "runs"
-    client = MlflowClient(f"sqlite:///{storage / 'mlflow.db'}")
-    (run,) = client.search_runs([experiment.experiment_id for experiment in client.search_experiments()])
-    assert (run.info.status, run.data.tags["distsens.commit"]) == ("FINISHED", cluster.commit)
-    address = str(storage / str(run.info.run_name))
-    one = ("--workers.num", "1")
-    others = [
-        ("jobs/evaluate.py", "--model", address, "--attacks", "pgd", "--data.limit", "20", *one),
-        ("jobs/analyze.py", "--model", address, "--data.limit", "20", "--output", str(storage / "analysis"), *one),
-        ("jobs/tune.py", *TRAIN[1:], *one, *GRID),
-    ]
-    for job in others:
-        done = cluster.submit(*job)
-        assert done.returncode == 0, done.stdout + done.stderr
-    assert (storage / "analysis" / "report.html").is_file()
-    assert client.get_model_version_by_alias("quickstart", "champion").tags["sweep"].startswith("quickstart-")
+@pytest.fixture(scope="module")
+def trained(cluster: Cluster) -> Run:
+    """The run of a training that was submitted."""
+    done = cluster.submit(*TRAIN)
+    assert done.returncode == 0, done.stdout + done.stderr
+    experiments = [experiment.experiment_id for experiment in cluster.mlflow.search_experiments()]
+    (run,) = cluster.mlflow.search_runs(experiments)
+    return run
+
+
+def test_a_submitted_training_tells_its_commit(cluster: Cluster, trained: Run) -> None:
+    assert (trained.info.status, trained.data.tags["distsens.commit"]) == ("FINISHED", cluster.commit)
+
+
+def test_an_evaluation_is_submitted(cluster: Cluster, trained: Run) -> None:
+    model = str(cluster.storage / str(trained.info.run_name))
+    images = ("--attacks", "pgd", "--data.limit", "20", "--workers.num", "1")
+    done = cluster.submit("jobs/evaluate.py", "--model", model, *images)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_an_analysis_is_submitted(cluster: Cluster, trained: Run) -> None:
+    model = str(cluster.storage / str(trained.info.run_name))
+    output = cluster.storage / "analysis"
+    images = ("--data.limit", "20", "--workers.num", "1", "--output", str(output))
+    done = cluster.submit("jobs/analyze.py", "--model", model, *images)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert (output / "report.html").is_file()
+
+
+def test_a_sweep_is_submitted(cluster: Cluster) -> None:
+    done = cluster.submit("jobs/tune.py", *TRAIN[1:], "--workers.num", "1", *GRID)
+    assert done.returncode == 0, done.stdout + done.stderr
+    champion = cluster.mlflow.get_model_version_by_alias("quickstart", "champion")
+    assert champion.tags["sweep"].startswith("quickstart-")
 
 
 def test_the_exit_code_is_the_jobs(cluster: Cluster) -> None:

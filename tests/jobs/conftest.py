@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import forks
 import pytest
 import ray
 from mlflow import MlflowClient
@@ -35,7 +36,7 @@ QUICK = """
 class Process:
     """A running job whose output is read as it comes."""
 
-    popen: subprocess.Popen[str]
+    popen: subprocess.Popen[str] | forks.Fork
     lines: list[str] = field(default_factory=list)
 
     def wait_for(self, start: str) -> str:
@@ -82,16 +83,8 @@ class Job:
     def start(self, *arguments: str, **environment: str) -> Process:
         """Start the job in a process group of its own."""
         storage = self.storage_url or str(self.storage)
-        popen = subprocess.Popen(
-            [sys.executable, str(ROOT / "jobs" / self.script), *arguments, "--storage.path", storage],
-            cwd=self.folder,
-            env={**self.environment, **environment},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            start_new_session=True,
-        )
-        process = Process(popen)
+        words = [str(ROOT / "jobs" / self.script), *arguments, "--storage.path", storage]
+        process = Process(forks.start(words, env={**self.environment, **environment}, cwd=self.folder))
         self.processes.append(process)
         return process
 
@@ -151,7 +144,8 @@ def make_job(
 ) -> Iterator[Callable[..., Job]]:
     """Make jobs that are gone after the tests, whatever happened.
 
-    They join a Ray that runs, and find an MLflow store without runs. One that is alone starts and makes its own.
+    They are forks that join a Ray that runs, and find an MLflow store without runs. One that is alone is started as
+    a user's is, and starts and makes its own.
     """
     jobs: list[Job] = []
     empty_store = tmp_path_factory.mktemp("store") / "mlflow.db"

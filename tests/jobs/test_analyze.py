@@ -34,11 +34,11 @@ ARGUMENTS = """
 
 
 @pytest.fixture(scope="module")
-def analyze(make_job: Callable[..., Any]) -> Callable[..., tuple[Path, dict[str, Any]]]:
+def analyze(make_job: Callable[..., Any], forked: dict[str, str]) -> Callable[..., tuple[Path, dict[str, Any]]]:
     """Run the job on a network, on a Ray of its own; the folder of its output, and its summary."""
     job = make_job("analyze.py", alone=True)
     (job.folder / "nets_of_analyze.py").write_text(FACTORY)
-    job.environment = {**job.environment, "PYTHONPATH": f"{job.folder}:{job.environment.get('PYTHONPATH', '')}"}
+    job.environment = {**job.environment, **forked, "PYTHONPATH": f"{job.folder}:{forked['PYTHONPATH']}"}
     safetensors.torch.save_file(trained(0).state_dict(), job.folder / "first.safetensors")
 
     def run(*arguments: str) -> tuple[Path, dict[str, Any]]:

@@ -70,9 +70,10 @@ def ledger_of(summary: dict[str, Any]) -> pd.DataFrame:
 
 
 @pytest.fixture(scope="module")
-def judged(make_job: Callable[..., Any], weights: Path) -> tuple[Any, dict[str, Any]]:
+def judged(make_job: Callable[..., Any], weights: Path, forked: dict[str, str]) -> tuple[Any, dict[str, Any]]:
     """A whole evaluation by one examiner, with everything that can be asked of it."""
     job = make_job("evaluate.py", alone=True)
+    job.environment = {**job.environment, **forked}
     summary = job.finish(
         *("--model", str(weights), "--factory", "lenet5", "--data.name", "digits"),
         *("--threat.norm", "linf", "--threat.eps", str(EPS), "--data.limit", str(IMAGES), "--shard", "10"),

@@ -230,7 +230,11 @@ def test_a_worker_killed_after_a_checkpoint_changes_nothing(
 
 
 def test_a_driver_killed_and_resumed_changes_nothing(
-    lone_job: Any, quick: list[str], finished: tuple[Any, dict[str, Any]], nothing_left: Callable[..., None]
+    lone_job: Any,
+    quick: list[str],
+    finished: tuple[Any, dict[str, Any]],
+    nothing_left: Callable[..., None],
+    running: dict[str, str],
 ) -> None:
     _, undisturbed = finished
     process = lone_job.start(*quick, "--workers.num", "2")
@@ -239,7 +243,7 @@ def test_a_driver_killed_and_resumed_changes_nothing(
     process.end()
     wait_for_status(lone_job, "KILLED")
     nothing_left(but=RAY_AGENTS)
-    result = lone_job.finish("--resume", process.run, "--workers.num", "2")
+    result = lone_job.finish("--resume", process.run, "--workers.num", "2", **running)
     assert result["run"] == process.run
     assert_same_weights(weights(result), weights(undisturbed))
     assert result["test"] == undisturbed["test"]
@@ -249,7 +253,11 @@ def test_a_driver_killed_and_resumed_changes_nothing(
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupted_run_is_killed_resumable_and_leaves_no_process(
-    lone_job: Any, quick: list[str], number: signal.Signals, nothing_left: Callable[..., None]
+    lone_job: Any,
+    quick: list[str],
+    number: signal.Signals,
+    nothing_left: Callable[..., None],
+    running: dict[str, str],
 ) -> None:
     summary = lone_job.folder / "summary.json"
     process = lone_job.start(*quick, "--workers.num", "2", "--summary", str(summary))
@@ -265,7 +273,7 @@ def test_an_interrupted_run_is_killed_resumable_and_leaves_no_process(
     nothing_left()
     assert Checkpoints(open_place(str(lone_job.storage / process.run))).newest().checkpoint is not None
     if number == signal.SIGTERM:
-        resumed = lone_job.finish("--resume", said, "--workers.num", "1")
+        resumed = lone_job.finish("--resume", said, "--workers.num", "1", **running)
         assert (resumed["epochs"], resumed["workers"]) == (6, 1)
         assert statuses(lone_job) == ["FINISHED"]
 

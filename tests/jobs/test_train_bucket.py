@@ -66,9 +66,9 @@ def bucket(moto: dict[str, str], use_s3: Callable[[Mapping[str, str]], str]) -> 
 
 
 @pytest.fixture
-def three_cores(moto: dict[str, str]) -> Iterator[dict[str, str]]:
+def three_cores(moto: dict[str, str], forked: dict[str, str]) -> Iterator[dict[str, str]]:
     """Environment of a job that joins a Ray of three cores."""
-    with running_ray(moto, cpus=3) as environment:
+    with running_ray({**moto, **forked}, cpus=3) as environment:
         yield environment
 
 

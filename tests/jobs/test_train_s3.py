@@ -17,8 +17,9 @@ pytestmark = pytest.mark.ray
 
 
 @pytest.fixture
-def job(lone_job: Any) -> Any:
+def job(lone_job: Any, forked: dict[str, str]) -> Any:
     """A job whose Ray has the job's own AWS variables."""
+    lone_job.environment = {**lone_job.environment, **forked}
     return lone_job
 
 

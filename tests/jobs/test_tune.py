@@ -13,6 +13,7 @@ import pandas as pd
 import pytest
 import yaml
 from mlflow import MlflowClient
+from running_ray import running_ray
 
 from distsens.storage import open_place, read_json
 
@@ -46,9 +47,9 @@ def sweep_runs(job: Any) -> tuple[Any, list[Any]]:
 
 
 @pytest.fixture(scope="module")
-def resumed(make_job: Callable[..., Any], running: dict[str, str]) -> tuple[Any, dict[str, Any], set[str]]:
+def resumed(make_job: Callable[..., Any]) -> tuple[Any, dict[str, Any], set[str]]:
     """A grid over seeds whose driver was killed when its first trial had ended, resumed to its end."""
-    job = make_job("tune.py", alone=True)
+    job = make_job("tune.py")
     recipe = job.folder / "seeds.yaml"
     recipe.write_text(yaml.safe_dump(SEEDS))
     process = job.start("--recipe", str(recipe))
@@ -60,7 +61,7 @@ def resumed(make_job: Callable[..., Any], running: dict[str, str]) -> tuple[Any,
     done = {str(path) for path in (job.storage / sweep / "trials").glob("*/rung-1/result.json")}
     assert len(done) >= 2
     written = {path: os.stat(path).st_mtime_ns for path in done}
-    summary = job.finish("--resume", sweep, **running)
+    summary = job.finish("--resume", sweep)
     assert {path: os.stat(path).st_mtime_ns for path in done} == written, "a finished trial was trained again"
     return job, summary, done
 
@@ -171,6 +172,7 @@ def test_a_population_in_a_bucket_is_interrupted_and_its_worse_trial_goes_on_fro
     make_job: Callable[..., Any],
     nothing_left: Callable[..., None],
     moto: dict[str, str],
+    forked: dict[str, str],
     use_s3: Callable[[Mapping[str, str]], str],
 ) -> None:
     job = make_job("tune.py", alone=True)
@@ -195,7 +197,8 @@ def test_a_population_in_a_bucket_is_interrupted_and_its_worse_trial_goes_on_fro
     assert first["best"] is not None
     assert "best first" in process.output
     nothing_left(but=("ray::DashboardAgent", "ray::RuntimeEnvAgent"))
-    summary = job.finish("--resume", f"{job.storage_url}/{first['sweep']}")
+    with running_ray({**moto, **forked}, cpus=2) as environment:
+        summary = job.finish("--resume", f"{job.storage_url}/{first['sweep']}", **environment)
     assert [one["status"] for one in summary["trials"]] == ["finished", "finished"]
     parent, children = sweep_runs(job)
     assert parent.info.status == "FINISHED"

@@ -36,7 +36,8 @@ def guardian_of(pid: int, run_id: str) -> psutil.Process:
     found: list[psutil.Process] = []
 
     def is_there() -> bool:  # On a busy machine it is not for a moment.
-        found[:] = [child for child in psutil.Process(pid).children() if run_id in child.cmdline()]
+        children = psutil.Process(pid).children()  # some of other tests may have ended and not been waited for
+        found[:] = [one for one in children if one.status() != psutil.STATUS_ZOMBIE and run_id in one.cmdline()]
         return bool(found)
 
     assert eventually(is_there)
