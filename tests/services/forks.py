@@ -51,7 +51,8 @@ def fork_server() -> Iterator[dict[str, str]]:
         environment = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "MLFLOW_"))}
         server = subprocess.Popen(
             words,
-            env={**environment, SOCKET: path, "PYTHONUNBUFFERED": "1"},
+            # Forks of a process that has asked CUDA's driver for GPUs could not use them; NVML may be asked.
+            env={**environment, SOCKET: path, "PYTHONUNBUFFERED": "1", "PYTORCH_NVML_BASED_CUDA_CHECK": "1"},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
