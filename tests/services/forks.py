@@ -98,6 +98,7 @@ class Fork:
     def __init__(
         self, words: Sequence[str], *, env: Mapping[str, str], cwd: str, server: str, files: Sequence[int]
     ) -> None:
+        self._words = words
         self.stdout: IO[str] | None = None
         self.returncode: int | None = None
         self._connection = socket.socket(socket.AF_UNIX)
@@ -114,7 +115,7 @@ class Fork:
     def wait(self, timeout: float | None = None) -> int:
         """Its exit code when it has ended."""
         if (code := self._code(timeout)) is None:
-            raise TimeoutError(f"process {self.pid} has not ended in {timeout} s")
+            raise subprocess.TimeoutExpired(self._words, timeout or 0)
         return code
 
     def send_signal(self, number: int) -> None:
