@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -35,8 +36,9 @@ Run = Callable[..., tuple[int, str, str]]
 
 
 @pytest.fixture
-def run(run_here: Run, tmp_path: Path) -> Run:
+def run(run_here: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
     """Run the job in a folder with weights of a LeNet-5."""
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)  # of the factory, which would be left in the folder
     torch.manual_seed(0)
     safetensors.torch.save_file(lenet5(shape=(1, 8, 8), classes=10).state_dict(), tmp_path / "net.safetensors")
     (tmp_path / "cuts_off.py").write_text(CUTS_OFF)

@@ -13,7 +13,6 @@ import pandas as pd
 import pytest
 import yaml
 from mlflow import MlflowClient
-from running_ray import running_ray
 
 from distsens.storage import open_place, read_json
 
@@ -177,7 +176,7 @@ def test_a_population_in_a_bucket_is_interrupted_and_its_worse_trial_goes_on_fro
 ) -> None:
     job = make_job("tune.py", alone=True)
     job.storage_url = f"{use_s3(moto)}/sweeps"
-    job.environment = {**job.environment, **moto}
+    job.environment = {**job.environment, **moto, **forked}
     recipe = {
         **SEEDS,
         "training": {**SEEDS["training"], "epochs": 5},
@@ -197,8 +196,7 @@ def test_a_population_in_a_bucket_is_interrupted_and_its_worse_trial_goes_on_fro
     assert first["best"] is not None
     assert "best first" in process.output
     nothing_left(but=("ray::DashboardAgent", "ray::RuntimeEnvAgent"))
-    with running_ray({**moto, **forked}, cpus=2) as environment:
-        summary = job.finish("--resume", f"{job.storage_url}/{first['sweep']}", **environment)
+    summary = job.finish("--resume", f"{job.storage_url}/{first['sweep']}")
     assert [one["status"] for one in summary["trials"]] == ["finished", "finished"]
     parent, children = sweep_runs(job)
     assert parent.info.status == "FINISHED"
