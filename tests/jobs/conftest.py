@@ -145,7 +145,7 @@ def make_job(
     """Make jobs that are gone after the tests, whatever happened.
 
     They are forks that join a Ray that runs, and find an MLflow store without runs. One that is alone is started as
-    a user's is, and starts and makes its own.
+    a user's is (unless it is given the variables of forks), and starts and makes its own.
     """
     jobs: list[Job] = []
     empty_store = tmp_path_factory.mktemp("store") / "mlflow.db"

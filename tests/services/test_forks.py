@@ -5,10 +5,12 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import forks
 import pytest
+from processes import processes_with
 
 SCRIPT = """
 import atexit, json, os, sys, threading, time
@@ -89,3 +91,38 @@ def test_without_the_variable_a_process_is_started_as_ever(script: Path, tmp_pat
     assert process.stdout is not None
     assert not json.loads(process.stdout.readline())["imported"]
     assert process.wait(timeout=30) == 5
+
+
+ACTOR = """
+import sys
+import ray
+ray.init(log_to_driver=False)
+@ray.remote(num_cpus=0)
+class Actor:
+    def imported(self):
+        return "torch" in sys.modules
+actor = Actor.remote()
+print(ray.get(actor.imported.remote()), flush=True)
+sys.stdin.readline()
+"""
+
+
+@pytest.mark.ray
+def test_a_ray_worker_is_a_fork_and_its_caller_is_there_as_long_as_it_with_the_environment_of_its_ray(
+    running: dict[str, str],
+) -> None:
+    def callers() -> int:
+        return sum(forks.__file__ in line for line in processes_with(running["RAY_TMPDIR"]).values())
+
+    before = callers()
+    process = subprocess.Popen(
+        [sys.executable, "-c", ACTOR], env=running, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "True\n"
+    assert callers() == before + 1
+    process.communicate("end\n")
+    deadline = time.monotonic() + 60
+    while callers() > before:
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
