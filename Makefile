@@ -3,13 +3,18 @@ PYTHON ?= $(firstword $(foreach name,python3.11 python3.12 python3.13 python3,$(
 BIN := .venv/bin
 PORT ?= 5000
 
-.PHONY: train test check ui cluster cluster-down image stack stack-down setup lock clean
+.PHONY: train test drills check ui cluster cluster-down image stack stack-down setup lock clean
 
 train: setup ## Train the quickstart recipe on this machine
 	@$(BIN)/python jobs/train.py --recipe quickstart
 
-test: check ## Lint, types, architecture, then all tests
-	@$(BIN)/python -m pytest --numprocesses logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+PYTEST := $(BIN)/python -m pytest --numprocesses logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+
+test: check ## Lint, types, architecture, then the tests
+	@$(PYTEST) -m "not drill"
+
+drills: setup ## The tests that start clusters of their own: several nodes and hosts, submitted jobs, what is killed
+	@$(PYTEST) -m drill
 
 check: setup
 	@$(BIN)/ruff check .

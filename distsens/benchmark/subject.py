@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from distsens import assembly
+from distsens.benchmark.environment import fast_precision
 from distsens.data import to_pixels
 from distsens.experiment import Experiment, Precision, merge
 
@@ -80,10 +81,11 @@ class Subject:
             experiment = Experiment.parse({"data": dict(data), "model": {"name": scale.model}})
             network = assembly.build_model(experiment, scale.shape, len(dataset.classes)).to(device)
             optimizer = torch.optim.Adam(network.parameters(), lr=1e-3)
+            low = fast_precision(device) == "bf16"
             for _ in range(scale.epochs):
                 for batch in torch.randperm(len(images), device=device).split(64):
                     noisy = (images[batch] + 0.2 * torch.randn_like(images[batch])).clamp(0.0, 1.0)
-                    with torch.autocast(device.type, dtype=torch.bfloat16):
+                    with torch.autocast(device.type, dtype=torch.bfloat16, enabled=low):
                         loss = F.cross_entropy(network(noisy), labels[batch])
                     optimizer.zero_grad()
                     loss.backward()

@@ -102,6 +102,7 @@ def network(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Network]:
         yield network
 
 
+@pytest.mark.drill
 @pytest.mark.ray
 def test_a_submitted_training_runs_on_three_hosts_with_its_storage_and_its_tracking_on_two_others(
     network: Network,
@@ -167,6 +168,7 @@ SCONTROL = """#!/bin/bash
 """
 
 
+@pytest.mark.drill
 @pytest.mark.ray
 def test_a_job_of_slurm_brings_its_cluster_along(tmp_path: Path) -> None:
     if why := namespaces.missing():

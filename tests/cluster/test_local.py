@@ -21,7 +21,7 @@ from clone import commit_all, copy_of_the_project
 from mlflow import MlflowClient
 from mlflow.entities import Run
 
-pytestmark = pytest.mark.ray
+pytestmark = [pytest.mark.ray, pytest.mark.drill]
 
 TRAIN = """
 jobs/train.py --recipe quickstart --data.limit 128 --training.epochs 1 --attack.steps 1 --validation.steps 1

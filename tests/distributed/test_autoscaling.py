@@ -138,6 +138,7 @@ TRAIN = [
 ]
 
 
+@pytest.mark.drill
 @pytest.mark.parametrize("growing", [VERSION_1], indirect=True, ids=["v1"])
 def test_a_training_that_the_cluster_may_grow_for_is_not_refused(growing: Run) -> None:
     # The autoscaler tells of itself some time after the head has started.
@@ -145,6 +146,7 @@ def test_a_training_that_the_cluster_may_grow_for_is_not_refused(growing: Run) -
     assert nodes(growing) == {"ALIVE": 1}
 
 
+@pytest.mark.drill
 @pytest.mark.parametrize("growing", [VERSION_2], indirect=True, ids=["v2"])
 def test_a_cluster_grows_for_a_training_and_shrinks_after(growing: Run) -> None:
     assert nodes(growing) == {"ALIVE": 1}

@@ -154,6 +154,7 @@ def project(target: Path) -> None:
 
 
 @pytest.mark.ray
+@pytest.mark.drill
 def test_a_training_on_the_stack_is_tracked_in_postgresql(stack: Stack) -> None:
     ((status, run_id),) = stack.rows(f"SELECT status, run_uuid FROM runs WHERE name = '{stack.run}'")
     assert status == "FINISHED"
@@ -164,6 +165,7 @@ def test_a_training_on_the_stack_is_tracked_in_postgresql(stack: Stack) -> None:
 
 
 @pytest.mark.ray
+@pytest.mark.drill
 def test_its_checkpoints_its_model_and_mlflows_artifacts_are_in_s3(stack: Stack) -> None:
     objects = stack.objects()
     for folder in (f"runs/{stack.run}/checkpoints/epoch-0002", f"runs/models/{stack.run}"):
@@ -176,6 +178,7 @@ def test_its_checkpoints_its_model_and_mlflows_artifacts_are_in_s3(stack: Stack)
 
 
 @pytest.mark.ray
+@pytest.mark.drill
 def test_every_part_says_where_it_is_and_where_its_secret_lies(stack: Stack) -> None:
     lines = stack.said.splitlines()
     assert [line.split()[0] for line in lines] == ["PostgreSQL", "S3", "MLflow", "Ray", "next:"]
@@ -191,6 +194,7 @@ def test_every_part_says_where_it_is_and_where_its_secret_lies(stack: Stack) -> 
 
 
 @pytest.mark.ray
+@pytest.mark.drill
 def test_nobody_gets_in_without_a_password_a_key_or_a_token(stack: Stack) -> None:
     import psycopg
 
@@ -207,6 +211,7 @@ def test_nobody_gets_in_without_a_password_a_key_or_a_token(stack: Stack) -> Non
 
 
 @pytest.mark.ray
+@pytest.mark.drill
 def test_databases_and_servers_listen_on_loopback_alone(stack: Stack) -> None:
     """Ray's nodes listen everywhere, whatever they are told, and ask for the token."""
     listening = {
@@ -228,6 +233,7 @@ def environment_of(process: psutil.Process) -> str:
 
 
 @pytest.mark.ray
+@pytest.mark.drill
 def test_no_secret_is_in_what_a_training_leaves(stack: Stack) -> None:
     """Neither in a log, nor in a list of processes, nor in MLflow's rows and artifacts, nor in the bucket."""
     tables = [name for (name,) in stack.rows("SELECT tablename FROM pg_tables WHERE schemaname = 'public'")]
@@ -259,6 +265,7 @@ def test_no_secret_is_in_what_a_training_leaves(stack: Stack) -> None:
 
 
 @pytest.mark.ray
+@pytest.mark.drill
 def test_started_again_it_leaves_what_runs_alone(stack: Stack) -> None:
     def daemons() -> set[str]:
         return {file.read_text() for file in stack.folder.rglob("*.pid")}
@@ -272,6 +279,7 @@ def test_started_again_it_leaves_what_runs_alone(stack: Stack) -> None:
 
 
 @pytest.mark.ray
+@pytest.mark.drill
 def test_stopped_it_ends_its_jobs_and_all_processes_and_keeps_the_data(stack: Stack) -> None:
     long = stack.submit(*QUICK, "--training.epochs", "500", options=("--no-wait",))
     assert long.returncode == 0, long.stdout + long.stderr

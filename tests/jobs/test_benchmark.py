@@ -105,6 +105,7 @@ def test_autoattack_is_compared_with_its_public_implementation(benchmark: Benchm
     assert difference["value"] <= 100 * 2 / 16
 
 
+@pytest.mark.drill
 @pytest.mark.ray
 def test_the_evaluation_part_runs_the_evaluation_job(benchmark: Benchmark, ray_environment: dict[str, str]) -> None:
     report = benchmark("--parts", "evaluation", blocked=PEERS, env=ray_environment)
@@ -115,6 +116,7 @@ def test_the_evaluation_part_runs_the_evaluation_job(benchmark: Benchmark, ray_e
     assert all(100e6 < size < 10e9 for size in memory["details"]["bytes"])
 
 
+@pytest.mark.drill
 @pytest.mark.ray
 def test_the_distributed_part_runs_the_training_job(benchmark: Benchmark, ray_environment: dict[str, str]) -> None:
     report = benchmark("--parts", "distributed", blocked=PEERS, env=ray_environment)

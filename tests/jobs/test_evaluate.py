@@ -30,6 +30,7 @@ pytestmark = [pytest.mark.ray, pytest.mark.timeout(300)]
 
 EPS = 0.08
 IMAGES = 40
+EFFORT = ("--pgd.steps", "8", "--pgd.restarts", "2")
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +57,7 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def arguments(weights: Path) -> list[str]:
     return [
         *("--model", str(weights), "--factory", "lenet5", "--data.name", "digits"),
-        *("--threat.norm", "linf", "--threat.eps", str(EPS), "--data.limit", str(IMAGES), "--shard", "10"),
+        *("--threat.norm", "linf", "--threat.eps", str(EPS), "--data.limit", str(IMAGES), "--shard", "10", *EFFORT),
     ]
 
 
@@ -70,23 +71,17 @@ def ledger_of(summary: dict[str, Any]) -> pd.DataFrame:
 
 
 @pytest.fixture(scope="module")
-def judged(make_job: Callable[..., Any], weights: Path, forked: dict[str, str]) -> tuple[Any, dict[str, Any]]:
+def judged(make_job: Callable[..., Any], weights: Path) -> tuple[Any, dict[str, Any]]:
     """A whole evaluation by one examiner, with everything that can be asked of it."""
-    job = make_job("evaluate.py", alone=True)
-    job.environment = {**job.environment, **forked}
+    job = make_job("evaluate.py")
     summary = job.finish(
         *("--model", str(weights), "--factory", "lenet5", "--data.name", "digits"),
-        *("--threat.norm", "linf", "--threat.eps", str(EPS), "--data.limit", str(IMAGES), "--shard", "10"),
+        *("--threat.norm", "linf", "--threat.eps", str(EPS), "--data.limit", str(IMAGES), "--shard", "10", *EFFORT),
         *("--attacks", "pgd", "apgd-ce", "apgd-t", "--workers.num", "1", "--eps-curve", "0.02", "0.08", "0.2"),
         *("--corruptions", "brightness", "--diagnostics", "--claim", str(job.folder / "claim.json")),
         *("--save-examples", str(job.folder / "pairs")),
     )
     return job, summary
-
-
-def test_the_job_starts_one_ray_and_says_nothing_of_it(judged: tuple[Any, dict[str, Any]]) -> None:
-    (process,) = judged[0].processes
-    assert "Ray instance" not in process.output, process.output
 
 
 def test_the_summary_counts_the_ledger(judged: tuple[Any, dict[str, Any]]) -> None:
@@ -145,6 +140,7 @@ def test_saved_pairs_are_the_images_and_examples_that_the_ledger_speaks_of(
     assert ((predicted == pairs["labels"]) == rows["broken_by"].isna()).all()
 
 
+@pytest.mark.drill
 def test_two_examiners_of_which_one_is_killed_find_the_same_and_keep_it_in_a_bucket(
     judged: tuple[Any, dict[str, Any]],
     make_job: Callable[..., Any],
@@ -163,6 +159,7 @@ def test_two_examiners_of_which_one_is_killed_find_the_same_and_keep_it_in_a_buc
     process.wait_for("judging")
     os.kill(an_examiner(process.popen.pid), signal.SIGKILL)
     assert process.end() == 0, process.output
+    assert "Ray instance" not in process.output, "it starts one, and says nothing of it"
     found = json.loads(summary.read_text())
     assert found["storage"] == f"{bucket}/runs/{found['run']}"
     content = open_place(found["storage"]).get("ledger.parquet")
@@ -225,7 +222,7 @@ def test_a_claim_is_verified_and_a_false_one_is_refuted(
     assert "the claim holds: of 30 images judged anew, 0 are claimed" in honest.output
     claim = json.loads(path.read_text())
     assert claim["model"]["architecture"]["name"] == "lenet5"
-    assert claim["attacks"]["pgd"]["settings"]["attack"]["steps"] == 40
+    assert claim["attacks"]["pgd"]["settings"]["attack"]["steps"] == 8
     assert (claim["commit"], claim["model"]["additional_data"]) == (judged[1]["commit"], None)
     claim["standing"], claim["robust_accuracy"] = claim["right"], claim["clean_accuracy"]
     for attack in claim["attacks"].values():

@@ -27,7 +27,7 @@ from distsens.distributed.gauges import LAST_CHECKPOINT, OF_EPOCHS
 
 BIN = Path(sys.executable).parent
 
-pytestmark = pytest.mark.ray
+pytestmark = [pytest.mark.ray, pytest.mark.drill]
 
 
 @dataclass

@@ -21,8 +21,10 @@ import pytest
 import safetensors.torch
 import torch
 import yaml
+from forks import SOCKET
 from mlflow import MlflowClient
 from mlflow.entities import Run
+from processes import processes_with
 from running_ray import OPEN
 
 from distsens.assembly import build_model, load_data
@@ -212,23 +214,25 @@ def test_one_worker_trains_to_the_same_parameters_as_two(job: Any, quick: list[s
 
 
 def test_a_worker_killed_after_a_checkpoint_changes_nothing(
-    lone_job: Any, quick: list[str], finished: tuple[Any, dict[str, Any]], nothing_left: Callable[..., None]
+    job: Any, quick: list[str], finished: tuple[Any, dict[str, Any]], forked: dict[str, str]
 ) -> None:
     _, undisturbed = finished
-    summary = lone_job.folder / "summary.json"
-    process = lone_job.start(*quick, "--workers.num", "2", "--summary", str(summary))
+    summary = job.folder / "summary.json"
+    process = job.start(*quick, "--workers.num", "2", "--summary", str(summary))
     process.wait_for("epoch   3")
-    os.kill(a_training_worker(process.popen.pid), signal.SIGKILL)
+    workers = [one for one, words in processes_with(forked[SOCKET]).items() if "RayTrainWorker" in words]
+    assert len(workers) == 2
+    os.kill(workers[0], signal.SIGKILL)
     assert process.end() == 0, process.output
     assert "resumed after epoch" in process.output
     result = json.loads(summary.read_text())
     assert_same_weights(weights(result), weights(undisturbed))
     assert result["test"] == undisturbed["test"]
-    assert statuses(lone_job) == ["FINISHED"]
+    assert statuses(job) == ["FINISHED"]
     assert_epochs_once(result)
-    nothing_left()
 
 
+@pytest.mark.drill
 def test_a_driver_killed_and_resumed_changes_nothing(
     lone_job: Any,
     quick: list[str],
@@ -251,6 +255,7 @@ def test_a_driver_killed_and_resumed_changes_nothing(
     assert_epochs_once(result)
 
 
+@pytest.mark.drill
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupted_run_is_killed_resumable_and_leaves_no_process(
     lone_job: Any,
@@ -278,6 +283,7 @@ def test_an_interrupted_run_is_killed_resumable_and_leaves_no_process(
         assert statuses(lone_job) == ["FINISHED"]
 
 
+@pytest.mark.drill
 def test_a_run_whose_controller_is_killed_fails_in_one_line_and_can_be_resumed(
     lone_job: Any, quick: list[str], nothing_left: Callable[..., None]
 ) -> None:
@@ -417,6 +423,7 @@ def cluster(ray_environment: dict[str, str]) -> Iterator[subprocess.Popen[str]]:
     process.communicate()
 
 
+@pytest.mark.drill
 def test_a_busy_cluster_is_waited_for(job: Any, quick: list[str], cluster: subprocess.Popen[str]) -> None:
     assert cluster.stdin is not None
     assert cluster.stdout is not None
@@ -428,14 +435,6 @@ def test_a_busy_cluster_is_waited_for(job: Any, quick: list[str], cluster: subpr
     print(file=cluster.stdin, flush=True)
     assert process.end() == 0, process.output
     assert statuses(job) == ["FINISHED"]
-
-
-def a_training_worker(driver: int) -> int:
-    """Process id of one of the two training workers below the driver."""
-    for child in psutil.Process(driver).children(recursive=True):
-        if "RayTrainWorker" in " ".join(child.cmdline()):
-            return int(child.pid)
-    raise AssertionError("no training worker runs")
 
 
 def assert_same_weights(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> None:

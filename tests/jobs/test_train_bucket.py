@@ -23,7 +23,7 @@ from distsens.assembly import build_model
 from distsens.experiment import Experiment
 from distsens.storage import Checkpoints, open_place
 
-pytestmark = pytest.mark.ray
+pytestmark = [pytest.mark.ray, pytest.mark.drill]
 
 ARCHIVE = "cifar10-jpeg/cifar10_jpeg_tree.tar.xz"
 PER_CLASS = 24

@@ -13,7 +13,7 @@ from mlflow import MlflowClient
 
 from distsens.storage import Checkpoints, open_place, published
 
-pytestmark = pytest.mark.ray
+pytestmark = [pytest.mark.ray, pytest.mark.drill]
 
 
 @pytest.fixture

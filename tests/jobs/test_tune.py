@@ -22,6 +22,7 @@ pytestmark = pytest.mark.ray
 SEEDS: dict[str, Any] = {
     "extends": "quickstart",
     "data": {"limit": 512},
+    "model": {"name": "lenet5"},
     "threat": {"eps": 0.05},
     "training": {"epochs": 3, "batch_size": 32},
     "attack": {"steps": 2},
@@ -167,6 +168,7 @@ def test_a_trial_over_seeds_is_the_same_as_a_separate_run(
         assert mine == pytest.approx(history, rel=1e-12)
 
 
+@pytest.mark.drill
 def test_a_population_in_a_bucket_is_interrupted_and_its_worse_trial_goes_on_from_the_better_one(
     make_job: Callable[..., Any],
     nothing_left: Callable[..., None],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -16,16 +17,20 @@ import torch.multiprocessing as mp
 
 ROOT = Path(__file__).parents[2]
 
+# Workers are forks of a process of Python's own that has imported what takes seconds.
+multiprocessing.set_forkserver_preload(["torch._dynamo", "torch.distributed", "numpy", "pandas"])
+
 
 def run_workers(work: Callable[..., Any], *args: Any, sizes: Sequence[int] = (2,)) -> list[list[Any]]:
     """What `work(*args)` returned on every rank, for each number of workers.
 
-    Processes are started once, as many as the largest size: to start one takes seconds. `work` is a function of a
+    Processes are started once, as many as the largest size. `work` is a function of a
     module; it returns what `torch.load(weights_only=True)` reads.
     """
     with TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(ROOT)  # a spawned worker imports the test's module by its name
-        mp.spawn(_worker, args=(folder, tuple(sizes), work, args), nprocs=max(sizes))
+        arguments = (folder, tuple(sizes), work, args)
+        mp.start_processes(_worker, args=arguments, nprocs=max(sizes), start_method="forkserver")
         return [
             [torch.load(Path(folder) / f"{size}-{rank}.pt", weights_only=True) for rank in range(size)]
             for size in sizes
