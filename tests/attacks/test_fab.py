@@ -55,8 +55,9 @@ def test_robust_accuracy_is_that_of_the_public_fab_t(
         peer = pyautoattack.AutoAttack(
             trained, attacks=["fab-t"], norm=norm.capitalize(), eps=eps, version="custom", seed=0
         )
+        peer.fab.n_target_classes = 4
         theirs, *_ = peer.run_standard_evaluation(images, labels)
-    ours = FAB(Threat(norm, eps))(trained, images, labels).adversarial
+    ours = FAB(Threat(norm, eps), targets=4)(trained, images, labels).adversarial
     with torch.no_grad():
         robust, robust_theirs = (
             100.0 * (trained(adversarial).argmax(1) == labels).double().mean().item() for adversarial in (ours, theirs)

@@ -19,6 +19,7 @@ pytestmark = pytest.mark.peers
 
 _COUNT = 400
 _POINTS = 1.5
+_TARGETS = 4
 _THREATS = [Threat("linf", 0.13), Threat("l2", 0.6), Threat("l1", 1.8)]
 _NAMES = {"linf": "Linf", "l2": "L2", "l1": "L1"}
 
@@ -29,7 +30,7 @@ def _apgd(model: nn.Module, threat: Threat, loss: str) -> Any:
     peer = pytest.importorskip("pyautoattack.autopgd_base")
     settings = _settings(threat) | {"n_iter": 100, "use_largereps": threat.norm == "l1"}
     if loss == "targeted":
-        return peer.APGDAttack_targeted(model, n_target_classes=9, **settings)
+        return peer.APGDAttack_targeted(model, n_target_classes=_TARGETS, **settings)
     return peer.APGDAttack(model, loss=loss, **settings)
 
 
@@ -45,7 +46,10 @@ def _settings(threat: Threat) -> dict[str, Any]:
 _ATTACKS: dict[str, tuple[Callable[[Threat], JudgingAttack], Callable[[nn.Module, Threat], Any]]] = {
     "apgd-ce": (APGD, lambda model, threat: _apgd(model, threat, "ce")),
     "apgd-dlr": (lambda threat: APGD(threat, "dlr"), lambda model, threat: _apgd(model, threat, "dlr")),
-    "apgd-t": (lambda threat: APGD(threat, "dlr", targets=9), lambda model, threat: _apgd(model, threat, "targeted")),
+    "apgd-t": (
+        lambda threat: APGD(threat, "dlr", targets=_TARGETS),
+        lambda model, threat: _apgd(model, threat, "targeted"),
+    ),
     "square": (lambda threat: Square(threat, queries=300), _square),
 }
 

@@ -54,7 +54,8 @@ def test_attack_step_and_sns_need_neither_a_cluster_nor_tracking_nor_peers(
     benchmark: Benchmark, tmp_path: Path
 ) -> None:
     report = benchmark(
-        "--parts", "attack,step,sns", "--precision", "bf16", "--figure", "benchmark.png", blocked=CLUSTER + PEERS
+        *("--parts", "attack,step,sns", "--rounds", "1", "--precision", "bf16", "--figure", "benchmark.png"),
+        blocked=CLUSTER + PEERS,
     )
     assert set(report) == {"environment", "settings", "findings", "skipped"}
     assert report["environment"]["threads"] == 1

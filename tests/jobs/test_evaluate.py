@@ -169,6 +169,7 @@ def test_two_examiners_of_which_one_is_killed_find_the_same_and_keep_it_in_a_buc
     assert pairs.keys() == ["pairs-00000.npz", "pairs-00001.npz", "pairs-00002.npz", "pairs-00003.npz", "pairs.json"]
 
 
+@pytest.mark.drill
 def test_a_killed_driver_is_resumed_after_its_last_shard_and_goes_on_to_further_models(
     judged: tuple[Any, dict[str, Any]], job: Any, arguments: list[str], weights: Path
 ) -> None:

@@ -26,14 +26,18 @@ SOCKET = "DISTSENS_TEST_FORKS"
 
 # Ray itself is not among them: it keeps what it reads of the environment when it is imported.
 _MODULES = (
+    "aiohttp",
     "alembic.command",
+    "grpc",
     "matplotlib.pyplot",
     "mlflow.pytorch",
     "mlflow.store.tracking.sqlalchemy_store",
+    "opentelemetry.exporter.prometheus",
     "pandas",
     "pyarrow.dataset",
     "pyarrow.parquet",
     "sklearn.datasets",
+    "sympy.tensor.tensor",
     "torch._dynamo",
     "torch.export._trace",
     "torchvision",

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
+import forks
 import pytest
 from mlflow import MlflowClient
 
@@ -29,22 +30,16 @@ class Store:
         return MlflowClient(self.uri)
 
 
-def _start_driver(action: str, uri: str) -> subprocess.Popen[str]:
-    environment = {**os.environ, "PYTHONPATH": str(Path(distsens.__file__).parents[1])}
-    return subprocess.Popen(
-        [sys.executable, str(Path(__file__).with_name("driver_process.py")), action, uri],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        env=environment,
-        start_new_session=True,
-    )
+def _start_driver(action: str, uri: str, **variables: str) -> subprocess.Popen[str] | forks.Fork:
+    environment = {**os.environ, **variables, "PYTHONPATH": str(Path(distsens.__file__).parents[1])}
+    words = [str(Path(__file__).with_name("driver_process.py")), action, uri]
+    return forks.start(words, env=environment, cwd=Path.cwd())
 
 
 @pytest.fixture
-def start_driver() -> Callable[[str, str], subprocess.Popen[str]]:
+def start_driver(forked: dict[str, str]) -> Callable[[str, str], subprocess.Popen[str] | forks.Fork]:
     """Starts a separate process that drives a run; see driver_process.py."""
-    return _start_driver
+    return partial(_start_driver, **forked)
 
 
 @pytest.fixture(scope="session")
@@ -52,8 +47,9 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
     folder = tmp_path_factory.mktemp("tracking")
     uri = f"sqlite:///{folder}/not/there/yet/mlflow.db"
     driver = _start_driver("whole-run", uri)
-    output, _ = driver.communicate(timeout=120)
-    assert driver.returncode == 0, output
+    assert driver.stdout is not None
+    output = driver.stdout.read()
+    assert driver.wait(timeout=120) == 0, output
     return Store(uri, folder, output)
 
 

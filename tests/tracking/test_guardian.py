@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import forks
 import psutil
 import pytest
 from mlflow.exceptions import MlflowException
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 class Driver:
     """A driver that waits to be killed, its run, its guardian and another child of it."""
 
-    process: subprocess.Popen[str]
+    process: subprocess.Popen[str] | forks.Fork
     run_id: str
     guardian: psutil.Process
     child: psutil.Process
@@ -46,7 +47,7 @@ def guardian_of(pid: int, run_id: str) -> psutil.Process:
 
 
 @pytest.fixture
-def driver(store: Store, start_driver: Callable[[str, str], subprocess.Popen[str]]) -> Iterator[Driver]:
+def driver(store: Store, start_driver: Callable[[str, str], subprocess.Popen[str] | forks.Fork]) -> Iterator[Driver]:
     process = start_driver("wait", store.uri)
     assert process.stdout is not None
     run_id, child = process.stdout.readline().split()
