@@ -8,12 +8,12 @@ PORT ?= 5000
 train: setup ## Train the quickstart recipe on this machine
 	@$(BIN)/python jobs/train.py --recipe quickstart
 
-PYTEST := $(BIN)/python -m pytest --numprocesses logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+PYTEST := $(BIN)/python -m pytest --numprocesses logical --maxprocesses 4 --dist loadgroup --no-loadscope-reorder
 
 test: check ## Lint, types, architecture, then the tests
 	@$(PYTEST) -m "not drill"
 
-drills: setup ## The tests that start clusters of their own: several nodes and hosts, submitted jobs, what is killed
+drills: setup ## The tests that take long: clusters of several nodes, hosts and servers, submitted jobs, what is killed and resumed
 	@$(PYTEST) -m drill
 
 check: setup

@@ -213,6 +213,7 @@ def test_one_worker_trains_to_the_same_parameters_as_two(job: Any, quick: list[s
     )
 
 
+@pytest.mark.drill
 def test_a_worker_killed_after_a_checkpoint_changes_nothing(
     job: Any, quick: list[str], finished: tuple[Any, dict[str, Any]], forked: dict[str, str]
 ) -> None:

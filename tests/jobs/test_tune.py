@@ -66,6 +66,7 @@ def resumed(make_job: Callable[..., Any]) -> tuple[Any, dict[str, Any], set[str]
     return job, summary, done
 
 
+@pytest.mark.drill
 def test_a_killed_sweep_is_resumed_to_its_end_without_repeating_a_trial(
     resumed: tuple[Any, dict[str, Any], set[str]],
 ) -> None:
@@ -80,6 +81,7 @@ def test_a_killed_sweep_is_resumed_to_its_end_without_repeating_a_trial(
     assert all(one["rungs"]["1"]["epochs"] == 3 for one in summary["trials"] if one["status"] == "finished")
 
 
+@pytest.mark.drill
 def test_trials_that_are_not_finite_are_recorded_as_failed_and_the_sweep_goes_on(
     resumed: tuple[Any, dict[str, Any], set[str]],
 ) -> None:
@@ -90,6 +92,7 @@ def test_trials_that_are_not_finite_are_recorded_as_failed_and_the_sweep_goes_on
     assert [one["status"] for one in summary["trials"]].count("finished") == 2
 
 
+@pytest.mark.drill
 def test_mlflow_holds_one_run_for_the_sweep_one_for_each_trial_and_the_champions(
     resumed: tuple[Any, dict[str, Any], set[str]],
 ) -> None:
@@ -112,6 +115,7 @@ def test_mlflow_holds_one_run_for_the_sweep_one_for_each_trial_and_the_champions
             assert run.data.metrics["robust_accuracy"] == one["rungs"]["1"]["robust"]
 
 
+@pytest.mark.drill
 def test_the_champion_is_the_finalist_that_autoattack_leaves_most_of_and_is_registered_with_its_lineage(
     resumed: tuple[Any, dict[str, Any], set[str]],
 ) -> None:
@@ -129,6 +133,7 @@ def test_the_champion_is_the_finalist_that_autoattack_leaves_most_of_and_is_regi
     assert champion["registered"] == "models:/seeds@champion"
 
 
+@pytest.mark.drill
 def test_the_sweep_leaves_its_report_figures_and_tables(resumed: tuple[Any, dict[str, Any], set[str]]) -> None:
     job, summary, _ = resumed
     folder = job.storage / summary["sweep"] / "report"
@@ -141,6 +146,7 @@ def test_the_sweep_leaves_its_report_figures_and_tables(resumed: tuple[Any, dict
     assert {"report.html", "trials.parquet", "front.csv", "figures", "findings.txt"} <= logged
 
 
+@pytest.mark.drill
 def test_a_sweep_that_is_done_is_done_when_it_is_resumed_from_another_folder(
     resumed: tuple[Any, dict[str, Any], set[str]], make_job: Callable[..., Any]
 ) -> None:
@@ -151,6 +157,7 @@ def test_a_sweep_that_is_done_is_done_when_it_is_resumed_from_another_folder(
     assert {run.info.run_id for run in sweep_runs(job)[1]} == {run.info.run_id for run in before}
 
 
+@pytest.mark.drill
 def test_a_trial_over_seeds_is_the_same_as_a_separate_run(
     resumed: tuple[Any, dict[str, Any], set[str]], make_job: Callable[..., Any]
 ) -> None:

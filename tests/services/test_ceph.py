@@ -78,6 +78,7 @@ def test_a_bucket_that_may_only_be_read_is_refused(
     assert open_place(url).keys() == ["a"]
 
 
+@pytest.mark.drill
 def test_a_file_whose_parts_cannot_be_put_together_is_sent_anew(ceph: S3Server, use_s3: UseS3) -> None:
     place = S3Place.at(use_s3(ceph.environment))
     other = boto3.session.Session().client("s3")
@@ -96,6 +97,7 @@ def test_a_file_whose_parts_cannot_be_put_together_is_sent_anew(ceph: S3Server, 
     assert place.get("model") == bytes(20 << 20)
 
 
+@pytest.mark.drill
 def test_a_server_that_crashes_and_comes_back_loses_nothing_and_stops_nobody(ceph: S3Server, use_s3: UseS3) -> None:
     checkpoints = Checkpoints(open_place(use_s3(ceph.environment)))
     enough, saved = Event(), []
