@@ -29,6 +29,7 @@ settings.load_profile("distsens")
 _SHARED = ("running", "ceph", "store")
 
 
+@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """A file goes to one process, and so do files that share a server; what takes longest comes first."""
     items.sort(key=lambda item: item.get_closest_marker("ray") is None)
