@@ -8,7 +8,7 @@ PORT ?= 5000
 train: setup ## Train the quickstart recipe on this machine
 	@$(BIN)/python jobs/train.py --recipe quickstart
 
-PYTEST := $(BIN)/python -m pytest --numprocesses logical --maxprocesses 4 --dist loadgroup --no-loadscope-reorder
+PYTEST := $(BIN)/python -m pytest --numprocesses logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 test: check ## Lint, types, architecture, then the tests
 	@$(PYTEST) -m "not drill"

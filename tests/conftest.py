@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import secrets
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -25,21 +24,9 @@ settings.register_profile(
 settings.load_profile("distsens")
 
 
-# What takes many seconds to start, and is shared by the tests of several files.
-_SHARED = ("running", "ceph", "store")
-
-
-@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """A file goes to one process, and so do files that share a server; what takes longest comes first."""
+    """Begin with what takes longest: a file goes to one process, and none is to wait for another at the end."""
     items.sort(key=lambda item: item.get_closest_marker("ray") is None)
-    groups: dict[Path, str] = {}
-    for item in items:
-        used = {*getattr(item, "fixturenames", ()), *re.split(r"[\[\]-]", item.name)}  # itself, or as a parameter
-        if shared := next((name for name in _SHARED if name in used), None):
-            groups.setdefault(item.path, shared)
-    for item in items:
-        item.add_marker(pytest.mark.xdist_group(groups.get(item.path, str(item.path))))
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Generic, TypeVar
 
 import ray
+from ray.exceptions import ActorUnavailableError
 
 from distsens.experiment import Workers
 
@@ -29,6 +31,7 @@ class ActorPool(Generic[K]):
         remote = ray.remote(
             num_cpus=workers.cpus, num_gpus=workers.gpus, max_restarts=-1, max_task_retries=workers.max_failures
         )(kind)
+        self._retries = workers.max_failures
         self._actors: list[Any] = [remote.remote(run, rank) for rank in range(workers.num)]
         self._idle: list[Any] = []
         self._nodes: dict[Any, str] = {}
@@ -51,13 +54,24 @@ class ActorPool(Generic[K]):
         """
         waiting = list(tasks)[::-1]
         going: dict[Any, tuple[K, Any]] = {}
+        given_up: Counter[K] = Counter()
         while waiting or going:
             while self._idle and waiting:
                 key, actor = waiting.pop(), self._idle.pop()
                 going[tasks[key](actor)] = (key, actor)
             done, _ = ray.wait([*going, *self._coming], timeout=seconds)
             for reference in done:
-                result = ray.get(reference)
+                try:
+                    result = ray.get(reference)
+                except ActorUnavailableError:
+                    # All of Ray's own retries may go to an actor of which it does not know yet that it is gone.
+                    if reference in self._coming or given_up[going[reference][0]] == self._retries:
+                        raise
+                    key, actor = going.pop(reference)
+                    given_up[key] += 1
+                    waiting.append(key)
+                    self._await(actor)
+                    continue
                 if reference in self._coming:
                     actor = self._coming.pop(reference)
                     self._nodes[actor] = result

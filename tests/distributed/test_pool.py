@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from ray.exceptions import ActorUnavailableError
+
+from distsens.distributed.pool import ActorPool
+from distsens.experiment import Workers
 
 pytestmark = pytest.mark.ray
 
@@ -66,3 +71,33 @@ def test_an_idle_actor_takes_the_task_of_one_that_lost_its_node(
     )
     assert program.returncode == 0, program.stderr
     assert json.loads(program.stdout.splitlines()[-1]) == dict.fromkeys("abcdefg", "head")
+
+
+class Fragile:
+    """Its process ends at the first attempts of a task."""
+
+    def __init__(self, run: str, rank: int) -> None:
+        pass
+
+    def work(self, folder: Path, deaths: int) -> int:
+        attempt = len(list(folder.iterdir()))
+        (folder / str(attempt)).touch()
+        if attempt < deaths:
+            os._exit(1)
+        return attempt
+
+
+def test_a_task_whose_retries_all_went_to_an_actor_that_was_gone_is_given_anew_but_not_for_ever(
+    local_ray: None, tmp_path: Path
+) -> None:
+    pool = ActorPool[str](Fragile, Workers(num=1, max_failures=1), "test")
+    for name, deaths in (("some", 2), ("many", 9)):
+        (tmp_path / name).mkdir()
+        done = pool.run({"a": lambda actor, name=name, n=deaths: actor.work.remote(tmp_path / name, n)}, seconds=1)
+        if name == "some":  # Ray's own retry, and ours
+            assert [one for one in done if one is not None] == [("a", 2)]
+        else:
+            with pytest.raises(ActorUnavailableError):
+                list(done)
+    assert len(list((tmp_path / "many").iterdir())) == 4
+    pool.close()

@@ -302,6 +302,7 @@ def test_a_run_whose_controller_is_killed_fails_in_one_line_and_can_be_resumed(
     nothing_left()
 
 
+@pytest.mark.drill
 def test_a_run_that_its_mlflow_store_refuses_fails_in_one_line_and_can_be_resumed(job: Any, quick: list[str]) -> None:
     process = job.start(*quick)
     process.wait_for("epoch   1")
