@@ -22,8 +22,8 @@ def _node_of(_: Any) -> str:
 class ActorPool(Generic[K]):
     """Actors of one kind. Ray starts one anew elsewhere if it dies, and gives it the task that it was at.
 
-    One whose node is lost may find no other place: another one that is idle takes its task, so a task may be done
-    twice, and must be of the kind of which that changes nothing.
+    One whose node is lost may find no other place: another one that is idle takes its task, as one does when Ray's own
+    retries were in vain, so a task may be done twice, and must be of the kind of which that changes nothing.
     Each is made with the name of the run that it works for and its rank, for its log.
     """
 

@@ -21,10 +21,8 @@ import pytest
 import safetensors.torch
 import torch
 import yaml
-from forks import SOCKET
 from mlflow import MlflowClient
 from mlflow.entities import Run
-from processes import processes_with
 from running_ray import OPEN
 
 from distsens.assembly import build_model, load_data
@@ -215,22 +213,21 @@ def test_one_worker_trains_to_the_same_parameters_as_two(job: Any, quick: list[s
 
 @pytest.mark.drill
 def test_a_worker_killed_after_a_checkpoint_changes_nothing(
-    job: Any, quick: list[str], finished: tuple[Any, dict[str, Any]], forked: dict[str, str]
+    lone_job: Any, quick: list[str], finished: tuple[Any, dict[str, Any]], nothing_left: Callable[..., None]
 ) -> None:
     _, undisturbed = finished
-    summary = job.folder / "summary.json"
-    process = job.start(*quick, "--workers.num", "2", "--summary", str(summary))
+    summary = lone_job.folder / "summary.json"
+    process = lone_job.start(*quick, "--workers.num", "2", "--summary", str(summary))
     process.wait_for("epoch   3")
-    workers = [one for one, words in processes_with(forked[SOCKET]).items() if "RayTrainWorker" in words]
-    assert len(workers) == 2
-    os.kill(workers[0], signal.SIGKILL)
+    os.kill(a_training_worker(process.popen.pid), signal.SIGKILL)
     assert process.end() == 0, process.output
     assert "resumed after epoch" in process.output
     result = json.loads(summary.read_text())
     assert_same_weights(weights(result), weights(undisturbed))
     assert result["test"] == undisturbed["test"]
-    assert statuses(job) == ["FINISHED"]
+    assert statuses(lone_job) == ["FINISHED"]
     assert_epochs_once(result)
+    nothing_left()
 
 
 @pytest.mark.drill
@@ -437,6 +434,14 @@ def test_a_busy_cluster_is_waited_for(job: Any, quick: list[str], cluster: subpr
     print(file=cluster.stdin, flush=True)
     assert process.end() == 0, process.output
     assert statuses(job) == ["FINISHED"]
+
+
+def a_training_worker(driver: int) -> int:
+    """Process id of one of the two training workers below the driver."""
+    for child in psutil.Process(driver).children(recursive=True):
+        if "RayTrainWorker" in " ".join(child.cmdline()):
+            return int(child.pid)
+    raise AssertionError("no training worker runs")
 
 
 def assert_same_weights(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> None:

@@ -24,8 +24,8 @@ multiprocessing.set_forkserver_preload(["torch._dynamo", "torch.distributed", "n
 def run_workers(work: Callable[..., Any], *args: Any, sizes: Sequence[int] = (2,)) -> list[list[Any]]:
     """What `work(*args)` returned on every rank, for each number of workers.
 
-    Processes are started once, as many as the largest size. `work` is a function of a
-    module; it returns what `torch.load(weights_only=True)` reads.
+    Processes are started once, as many as the largest size. `work` is a function of a module; it returns what
+    `torch.load(weights_only=True)` reads.
     """
     with TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(ROOT)  # a spawned worker imports the test's module by its name
