@@ -14,7 +14,7 @@ test: check ## Lint, types, architecture, then the tests
 	@$(PYTEST) -m "not drill"
 
 drills: setup ## The tests that take long: clusters of several nodes, hosts and servers, submitted jobs, what is killed and resumed
-	@$(PYTEST) -m drill
+	@$(PYTEST) -m drill --timeout 600
 
 check: setup
 	@$(BIN)/ruff check .

@@ -14,7 +14,7 @@ from mlflow import MlflowClient
 
 from tests.analysis.digit_pairs import trained
 
-pytestmark = [pytest.mark.ray, pytest.mark.timeout(300)]
+pytestmark = pytest.mark.ray
 
 FACTORY = """
 from torch import nn

@@ -26,7 +26,7 @@ from distsens.experiment import Experiment
 from distsens.models.lenet import lenet5
 from distsens.storage import open_place
 
-pytestmark = [pytest.mark.ray, pytest.mark.timeout(300)]
+pytestmark = pytest.mark.ray
 
 EPS = 0.08
 IMAGES = 40
