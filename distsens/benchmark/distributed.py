@@ -30,7 +30,7 @@ from distsens.training import TrainingState, Watchers, train
 
 _OVERHEAD_PERCENT, _SCALING = 5.0, 1.7
 _EPOCHS = 3
-_FIRST_GUESS = 512
+_FEW = 1024
 _MIB = 2**20
 
 
@@ -110,19 +110,25 @@ def _sized(data: Mapping[str, Any], epoch_seconds: float, device: torch.device, 
     """PGD-AT of the small CNN on as many images, and if these run out with as many PGD steps, as fill an epoch."""
     fields: dict[str, Any] = {
         "name": "benchmark",
-        "data": {**data, "validation_fraction": 0.02, "limit": _FIRST_GUESS},
+        "data": {**data, "validation_fraction": 0.02},
         "threat": {"norm": "linf", "eps": 0.1},
         "attack": {"steps": 10, "precision": precision},
         "test": {"steps": 1},
         "training": {"epochs": _EPOCHS, "batch_size": 128, "optimizer": "adamw", "lr": 1e-3},
     }
-    guess = Experiment.parse(fields)
-    times_longer = epoch_seconds / _train_here(guess, device)
-    every = len(
-        assembly.load_data(guess.model_copy(update={"data": guess.data.model_copy(update={"limit": None})})).train
-    )
-    images = min(every, max(guess.training.batch_size, round(_FIRST_GUESS * times_longer)))
-    steps = max(1, round(guess.attack.steps * times_longer * _FIRST_GUESS / images))
+    every = len(assembly.load_data(Experiment.parse(fields)).train)
+    few = min(_FEW, every * 2 // 5)
+    more = few * 5 // 2
+    guesses = [Experiment.parse(merge(fields, {"data": {"limit": images}})) for images in (few, more)]
+    seconds = _train_here(guesses[0], device)
+    if seconds >= epoch_seconds:
+        return guesses[0]
+    # Validation takes its time whatever the number of images, so that only the difference tells theirs; a tenth is left
+    # for them even where noise denies it.
+    per_image = max((_train_here(guesses[1], device) - seconds) / (more - few), 0.1 * seconds / few)
+    wanted = few + (epoch_seconds - seconds) / per_image
+    images = min(every, round(wanted))
+    steps = round(guesses[0].attack.steps * wanted / images)
     return Experiment.parse(merge(fields, {"data": {"limit": images}, "attack": {"steps": steps}}))
 
 
