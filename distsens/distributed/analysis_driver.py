@@ -146,7 +146,8 @@ def _analyse(checked: CheckedAnalysis, name: str, view: AnalysisView) -> _Found:
             images,
             labels,
             None if checked.pairs is None else ray.put(checked.pairs.adversarial),
-        )
+        ),
+        view.say,
     )
     models = range(len(checked.names))
     shards = _shards(models, len(checked.split), analysis.shard)

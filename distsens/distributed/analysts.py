@@ -160,11 +160,11 @@ class _Desk:
 
 
 class Analysts:
-    """A pool of analysts."""
+    """A pool of analysts; ``say`` shows a line."""
 
-    def __init__(self, assignment: AnalystAssignment) -> None:
+    def __init__(self, assignment: AnalystAssignment, say: Callable[[str], None]) -> None:
         self._assignment = ray.put(assignment)
-        self._pool: ActorPool[Shard] = ActorPool(Analyst, assignment.analysis.workers, assignment.name)
+        self._pool: ActorPool[Shard] = ActorPool(Analyst, assignment.analysis.workers, assignment.name, say)
         self._twins: dict[Shard, Any] = {}
 
     def measure(self, shards: Mapping[Shard, Sequence[int]], seconds: float) -> Iterator[tuple[Shard, Measured] | None]:

@@ -93,7 +93,7 @@ def _autoattack(sweep: Searched, trial: TrialState, images: int) -> float:
     )
     numbers = list(checked.numbers)
     shards = {start: numbers[start : start + _SHARD] for start in range(0, len(numbers), _SHARD)}
-    with closing(Examiners(assignment)) as examiners:
+    with closing(Examiners(assignment, sweep.view.say)) as examiners:
         found = list(examiners.examine(shards, _SECONDS_BETWEEN_LOOKS))
     return Ledger.join([one[1] for one in found if isinstance(one, tuple)]).robust.value
 

@@ -334,7 +334,8 @@ def _judge(
             len(dataset.classes),
             *share_split(checked.split),
             *share_split(pool(dataset)),
-        )
+        ),
+        view.say,
     )
     for found in examiners.examine(shards, _SECONDS_BETWEEN_LOOKS, diagnose=diagnose):
         if isinstance(found, list):

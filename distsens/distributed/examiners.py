@@ -146,12 +146,12 @@ def _pairs(images: torch.Tensor, examined: Examined) -> bytes:
 
 
 class Examiners:
-    """A pool of examiners."""
+    """A pool of examiners; ``say`` shows a line."""
 
-    def __init__(self, assignment: Assignment) -> None:
+    def __init__(self, assignment: Assignment, say: Callable[[str], None]) -> None:
         self._assignment = ray.put(assignment)
         self._folder = assignment.name
-        self._pool: ActorPool[int] = ActorPool(Examiner, assignment.examination.workers, assignment.name)
+        self._pool: ActorPool[int] = ActorPool(Examiner, assignment.examination.workers, assignment.name, say)
 
     def close(self) -> None:
         """End them, and free their places."""

@@ -9,6 +9,7 @@ from typing import Any, Generic, TypeVar
 import ray
 from ray.exceptions import ActorUnavailableError
 
+from distsens.distributed.patience import Patience
 from distsens.experiment import Workers
 
 K = TypeVar("K")
@@ -24,14 +25,18 @@ class ActorPool(Generic[K]):
 
     One whose node is lost may find no other place: another one that is idle takes its task, as one does when Ray's own
     retries were in vain, so a task may be done twice, and must be of the kind of which that changes nothing.
+    When no machine is left that could hold one, others are waited for, and given up in the end: see :class:`Patience`.
     Each is made with the name of the run that it works for and its rank, for its log.
     """
 
-    def __init__(self, kind: Callable[[str, int], Any], workers: Workers, run: str) -> None:
+    def __init__(
+        self, kind: Callable[[str, int], Any], workers: Workers, run: str, say: Callable[[str], None] = lambda _: None
+    ) -> None:
         remote = ray.remote(
             num_cpus=workers.cpus, num_gpus=workers.gpus, max_restarts=-1, max_task_retries=workers.max_failures
         )(kind)
         self._retries = workers.max_failures
+        self._patience = Patience(workers.model_copy(update={"num": 1}), say=say)
         self._actors: list[Any] = [remote.remote(run, rank) for rank in range(workers.num)]
         self._idle: list[Any] = []
         self._nodes: dict[Any, str] = {}
@@ -52,6 +57,7 @@ class ActorPool(Generic[K]):
         tasks : by key, in the order in which they are begun: given an idle actor, a reference of the result.
         seconds : how long to wait before None.
         """
+        self._patience.heard()
         waiting = list(tasks)[::-1]
         going: dict[Any, tuple[K, Any]] = {}
         given_up: Counter[K] = Counter()
@@ -79,7 +85,10 @@ class ActorPool(Generic[K]):
                     key, actor = going.pop(reference)
                     yield key, result
                 self._idle.append(actor)
-            if not done:
+            if done:
+                self._patience.heard()
+            else:
+                self._patience.check()
                 waiting += self._lost(going) if self._idle else []
                 yield None
 

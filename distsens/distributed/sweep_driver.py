@@ -190,11 +190,12 @@ def _search(sweep: Searched, kit: TrialKit, recorder: SweepRecorder, resumed: bo
     tuner = tune.Tuner.restore(folder, trainable, resume_unfinished=True) if earlier else _tuner(sweep, trainable)
     with recorder, _tune_hears(caught):
         tuner.fit()
-    recorder.settle(_trials_in(folder))
+    known = _trials_in(folder)
+    recorder.settle(known)
     recorder.check()
     # An interrupted Ray Tune returns as if all were well.
-    trials = recorder.in_order
-    return len(trials) == sweep.plan.total and all(one.status != "running" for one in trials)
+    states = [recorder.trials.get(one.trial_id) for one in known]
+    return len(known) == sweep.plan.total and all(one is not None and one.status != "running" for one in states)
 
 
 def _trials_in(folder: str) -> list[Any]:
@@ -203,7 +204,7 @@ def _trials_in(folder: str) -> list[Any]:
         return []
     try:
         return list(tune.ExperimentAnalysis(folder).trials or ())
-    except ValueError:
+    except ValueError:  # killed while it wrote for the first time: what it had done by then is refused before
         return []
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
+from fnmatch import fnmatch
 from typing import Any
 
 from distsens.errors import InputError
@@ -13,8 +15,11 @@ from distsens.storage import Place, open_place, place_name, read_json, write_jso
 
 SWEEP_FILE = "sweep.json"
 TUNE_FOLDER = "tune"
+RESULT_FILE = "result.json"
+"""What a rung that is done leaves in the folder of its training."""
 _TRIAL_FILE = "trial.json"
 _CHAMPION_FILE = "champion.json"
+_TUNE_STATE = f"{TUNE_FOLDER}/experiment_state-*.json"
 _FORMAT = 1
 
 
@@ -75,6 +80,21 @@ def find_sweep(name: str, storage_url: str) -> StoredSweep:
         raise InputError("resume", name, f"there is no {SWEEP_FILE} of a sweep in {place.url}") from None
     if not isinstance(document, dict) or document.get("format") != _FORMAT:
         raise InputError("resume", name, f"its {SWEEP_FILE} is not of this version's format ({_FORMAT})")
+    _check_tune_state(name, place)
     # It may have been moved since.
     recipe = merge(document["recipe"], {"storage": {"path": place.url.rstrip("/").rpartition("/")[0]}})
     return StoredSweep(place_name(place.url), place, recipe, document["mlflow_run_id"])
+
+
+def _check_tune_state(name: str, place: Place) -> None:
+    """Refuse to go on with trials that have done a rung when Ray Tune's newest state does not tell of them."""
+    if not any(key.endswith(f"/{RESULT_FILE}") for key in place.keys("trials")):
+        return
+    states = [key for key in place.keys(TUNE_FOLDER) if fnmatch(key, _TUNE_STATE)]
+    if not states:
+        raise InputError("resume", name, f"Ray Tune's state of it, {_TUNE_STATE}, is gone; its trials stay as they are")
+    try:
+        json.loads(place.get(newest := max(states)))
+    except ValueError as error:
+        allowed = f"Ray Tune's state of it, {newest}, is damaged ({error}); its trials stay as they are"
+        raise InputError("resume", name, allowed) from None

@@ -16,7 +16,7 @@ from distsens.distributed.endings import EndedError
 from distsens.distributed.monitor import EpochFinished, Started
 from distsens.distributed.sweep_events import Began, RungEnded, TrialEvent
 from distsens.distributed.sweep_record import StoredSweep
-from distsens.distributed.trial import TrialKit, trial_results
+from distsens.distributed.trial import RungResult, TrialKit, trial_results
 from distsens.report.sweep import RungState, SweepView, TrialState
 from distsens.search import SweepPlan
 from distsens.tracking import TrackedRun
@@ -91,26 +91,32 @@ class SweepRecorder:
     def settle(self, trials: Sequence[Any]) -> None:
         """Write what nobody has told of Ray Tune's trials that have ended, as under a driver that was killed.
 
-        What Ray Tune does not know was drawn when that driver died, and is drawn anew.
+        What Ray Tune does not know was drawn when that driver died, and is drawn anew; what it has done stays.
         """
         for unknown in self.trials.keys() - {one.trial_id for one in trials}:
-            del self.trials[unknown]
-            self._stored.forget(unknown)
+            if self._results(unknown, self.trials[unknown].values):
+                self._settle(unknown, self.trials[unknown].values, None)
+            else:
+                del self.trials[unknown]
+                self._stored.forget(unknown)
         for one in trials:
             if one.status in (one.TERMINATED, one.ERROR):
-                self._settle(one)
+                self._settle(one.trial_id, one.config, _DIED if one.status == one.ERROR else None)
 
-    def _settle(self, one: Any) -> None:
-        trial, state = one.trial_id, self.trials.get(one.trial_id)
+    def _settle(self, trial: str, values: dict[str, Any], failure: str | None) -> None:
+        state = self.trials.get(trial)
         if state is not None and state.status not in ("running", "interrupted"):
             return
-        for rung, result in trial_results(self._kit, trial, one.config):
+        for rung, result in self._results(trial, values):
             epochs = sum(one.epochs for number, one in self._rungs(trial).items() if number < rung)
             self._take(TrialEvent(trial, rung, Began(result.values, epochs)))
             for record in result.history:
                 self._take(TrialEvent(trial, rung, EpochFinished(record, best=False, saved=True)))
             self._take(TrialEvent(trial, rung, result.ended(self._plan.sweep, last_rung=rung == self._plan.rungs)))
-        self._end(_Ended(trial, one.config, _DIED if one.status == one.ERROR else None))
+        self._end(_Ended(trial, values, failure))
+
+    def _results(self, trial: str, values: dict[str, Any]) -> list[tuple[int, RungResult]]:
+        return list(trial_results(self._kit, trial, values))
 
     def interrupt(self) -> None:
         """Those that still train will be taken up by a resumed sweep."""

@@ -16,20 +16,18 @@ from ray.train.torch import TorchTrainer
 from ray.train.v2._internal.execution.callback import ControllerCallback
 
 from distsens.data import Dataset, ImageFiles, ImageSet
-from distsens.distributed.cluster import PLACES_TIMEOUT_S, check_capacity_of_cluster, start_here
+from distsens.distributed.cluster import PLACES_TIMEOUT_S, start_here
 from distsens.distributed.mailbox import Mailbox
 from distsens.distributed.monitor import Event, News, Started, collect
+from distsens.distributed.patience import Patience
 from distsens.distributed.signals import ignore_signals
 from distsens.distributed.worker import Job, train_worker
-from distsens.errors import InputError
-from distsens.experiment import Experiment, Workers
+from distsens.experiment import Experiment
 from distsens.training import Progress
 
 _SECONDS_BETWEEN_LOOKS = 0.25
 _SECONDS_BEFORE_WAITING_IS_SAID = 20.0
 _SECONDS_FOR_A_CONTROLLER = 30.0
-_SECONDS_OF_QUIET = 30.0
-_SECONDS_FOR_A_LOST_MACHINE = 600.0
 _SECONDS_FOR_A_BUSY_CLUSTER = 24 * 3600
 
 
@@ -149,15 +147,15 @@ def follow(training: Training, experiment: Experiment, shown: Shown, take: Calla
     """Take what the workers tell until they are done; raise what ended them."""
     shown.doing("starting the workers")
     began, started, waiting_said = time.monotonic(), False, False
-    quiet = _Quiet(experiment.workers, experiment.data.decoding_cpus)
+    patience = Patience(experiment.workers, experiment.data.decoding_cpus, shown.say)
     going_on = True
     while going_on:
         going_on = training.going_on
         news = collect(training.mailbox)
         if news == News((), None, None):
-            quiet.check()
+            patience.check()
         else:
-            quiet.ended()
+            patience.heard()
         for event in news.events:
             started = started or isinstance(event, Started)
             take(event)
@@ -171,35 +169,3 @@ def follow(training: Training, experiment: Experiment, shown: Shown, take: Calla
         if going_on:
             time.sleep(_SECONDS_BETWEEN_LOOKS)
     training.check()
-
-
-class _Quiet:
-    """Looks after a silence of the workers whether the cluster can still hold them, and gives up when it cannot.
-
-    A machine that is lost may be replaced, so it is given some minutes; a busy cluster is waited for.
-    """
-
-    def __init__(self, workers: Workers, beside: int = 0) -> None:
-        self._workers, self._beside = workers, beside
-        self.ended()
-
-    def ended(self) -> None:
-        """The workers have been heard."""
-        self._looked = time.monotonic()
-        self._too_small_since: float | None = None
-
-    def check(self) -> None:
-        """Nothing was heard; :class:`InputError` when the cluster has been too small for too long."""
-        now = time.monotonic()
-        if now - self._looked < _SECONDS_OF_QUIET:
-            return
-        self._looked = now
-        try:
-            check_capacity_of_cluster(self._workers, self._beside)
-        except InputError:
-            if self._too_small_since is None:
-                self._too_small_since = now
-            elif now - self._too_small_since > _SECONDS_FOR_A_LOST_MACHINE:
-                raise
-        else:
-            self._too_small_since = None

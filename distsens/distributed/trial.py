@@ -20,7 +20,7 @@ from distsens.distributed.endings import cause
 from distsens.distributed.monitor import EpochFinished, Event, Started, Stopped
 from distsens.distributed.shelf import SharedData
 from distsens.distributed.sweep_events import Began, RungEnded, TrialEvent
-from distsens.distributed.sweep_record import SWEEP_FILE
+from distsens.distributed.sweep_record import RESULT_FILE, SWEEP_FILE
 from distsens.distributed.training import follow, ray_notes, start_training
 from distsens.distributed.worker import Job, Seat, run_worker
 from distsens.errors import InputError
@@ -39,7 +39,6 @@ from distsens.storage import (
 )
 from distsens.training import EpochRecord, Progress, best_epoch, stored_history
 
-RESULT_FILE = "result.json"
 _POINTER = "pointer.json"
 _FORMAT = 1
 

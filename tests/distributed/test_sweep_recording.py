@@ -13,9 +13,10 @@ import pytest
 from mlflow import MlflowClient
 from rich.console import Console
 
-from distsens.distributed.sweep_record import StoredSweep
+from distsens.distributed.sweep_record import StoredSweep, find_sweep
 from distsens.distributed.sweep_recording import SweepRecorder, TooManyFailedError
 from distsens.distributed.trial import RungResult, TrialKit, last_training
+from distsens.errors import InputError
 from distsens.report.sweep import SweepView
 from distsens.search import SweepPlan
 from distsens.storage import open_place
@@ -132,3 +133,46 @@ def test_a_run_that_a_killed_driver_created_and_did_not_write_down_is_taken_up(
     assert sweep.statuses() == {"t0": "FAILED", "t1": "FAILED"}
     client = MlflowClient(sweep.tracking.uri)
     assert len(client.search_runs([one.experiment_id for one in client.search_experiments()])) == 3
+
+
+def test_a_trial_that_ray_tune_has_forgotten_keeps_what_it_has_done(make_sweep: Callable[..., Sweep]) -> None:
+    sweep = make_sweep()
+    sweep.recorder().settle([TuneTrial("t0", "ERROR"), TuneTrial("t1", "ERROR")])
+    for trial in ("t0", "t1"):
+        state = sweep.stored.trials()[trial]
+        state.status = "running"
+        sweep.stored.keep(state)
+    sweep.leave_result("t1", {"stabilize.weight": 0.5})
+    recorder = sweep.recorder()
+    recorder.settle([])
+    assert [(one.trial, one.status) for one in recorder.in_order] == [("t1", "finished")]
+    assert list(sweep.stored.trials()) == ["t1"]
+    assert sweep.stored.place.keys("trials/t1/rung-1") == ["trials/t1/rung-1/result.json"]
+
+
+@pytest.mark.parametrize(
+    ("states", "says"),
+    [
+        ({}, r"Ray Tune's state of it, tune/experiment_state-\*.json, is gone; its trials stay as they are"),
+        (
+            {"experiment_state-1.json": b'{"trial_data": []}', "experiment_state-2.json": b'{"trial_data": [["'},
+            r"Ray Tune's state of it, tune/experiment_state-2.json, is damaged \(Unterminated string",
+        ),
+        ({"experiment_state-1.json": b"\xff"}, r"tune/experiment_state-1.json, is damaged \('utf-8' codec"),
+    ],
+)
+def test_a_sweep_whose_tune_state_cannot_be_read_is_refused_once_a_trial_has_done_anything(
+    make_sweep: Callable[..., Sweep], states: dict[str, bytes], says: str
+) -> None:
+    sweep = make_sweep()
+    place = sweep.stored.place
+    sweep.stored.save()
+    for name, content in states.items():
+        place.put(f"tune/{name}", content)
+    storage = place.url.rpartition("/")[0]
+    assert find_sweep("sweep", storage).mlflow_run_id == sweep.stored.mlflow_run_id, "it begins anew"
+    sweep.leave_result("t0", {"stabilize.weight": 0.5})
+    before = place.keys("")
+    with pytest.raises(InputError, match=rf"^resume: got 'sweep'; .*{says}"):
+        find_sweep("sweep", storage)
+    assert place.keys("") == before

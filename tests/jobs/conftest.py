@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,10 +18,17 @@ from typing import Any
 import forks
 import pytest
 import ray
+import safetensors.torch
+import torch
 from mlflow import MlflowClient
 from processes import end_processes_with, processes_with
+from torch.nn.functional import cross_entropy
 
+from distsens.assembly import load_data
+from distsens.attacks import Threat, pgd
 from distsens.command_line import run_job
+from distsens.experiment import Experiment
+from distsens.models.lenet import lenet5
 
 ROOT = Path(__file__).resolve().parents[2]
 # Each epoch trains long enough for a test to act between two checkpoints.
@@ -80,10 +87,10 @@ class Job:
     def storage(self) -> Path:
         return self.folder / "runs"
 
-    def start(self, *arguments: str, **environment: str) -> Process:
-        """Start the job in a process group of its own."""
+    def start(self, *arguments: str, program: Sequence[str] = (), **environment: str) -> Process:
+        """Start the job, or the program that stands for it, in a process group of its own."""
         storage = self.storage_url or str(self.storage)
-        words = [str(ROOT / "jobs" / self.script), *arguments, "--storage.path", storage]
+        words = [*(program or [str(ROOT / "jobs" / self.script)]), *arguments, "--storage.path", storage]
         process = Process(forks.start(words, env={**self.environment, **environment}, cwd=self.folder))
         self.processes.append(process)
         return process
@@ -127,6 +134,27 @@ def run_here(
         return int(exited.value.code or 0), captured.out, captured.err
 
     return run
+
+
+@pytest.fixture(scope="session")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A LeNet-5 of digits, adversarially trained for a moment, as a state dict of DataParallel."""
+    dataset = load_data(Experiment())
+    images, labels = dataset.train.tensors()
+    pixels = images[slice(None)] / 255.0
+    torch.manual_seed(0)
+    network = lenet5(shape=dataset.shape, classes=10)
+    optimizer = torch.optim.AdamW(network.parameters(), lr=3e-3)
+    threat = Threat("linf", 0.08)
+    for _ in range(12):
+        for rows in torch.randperm(len(labels)).split(64):
+            twins = pgd(network, pixels[rows], labels[rows], threat, steps=3, step_size=threat.eps / 2)
+            optimizer.zero_grad()
+            cross_entropy(network(twins), labels[rows]).backward()
+            optimizer.step()
+    path = tmp_path_factory.mktemp("weights") / "my net.safetensors"
+    safetensors.torch.save_file({f"module.{name}": value for name, value in network.state_dict().items()}, path)
+    return path
 
 
 @pytest.fixture(scope="session")

@@ -18,10 +18,8 @@ import pytest
 import safetensors.torch
 import torch
 from mlflow import MlflowClient
-from torch.nn.functional import cross_entropy
 
 from distsens.assembly import load_data
-from distsens.attacks import Threat, pgd
 from distsens.experiment import Experiment
 from distsens.models.lenet import lenet5
 from distsens.storage import open_place
@@ -31,26 +29,6 @@ pytestmark = pytest.mark.ray
 EPS = 0.08
 IMAGES = 40
 EFFORT = ("--pgd.steps", "8", "--pgd.restarts", "2")
-
-
-@pytest.fixture(scope="module")
-def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A LeNet-5 of digits, adversarially trained for a moment, as a state dict of DataParallel."""
-    dataset = load_data(Experiment())
-    images, labels = dataset.train.tensors()
-    pixels = images[slice(None)] / 255.0
-    torch.manual_seed(0)
-    network = lenet5(shape=dataset.shape, classes=10)
-    optimizer = torch.optim.AdamW(network.parameters(), lr=3e-3)
-    for _ in range(12):
-        for rows in torch.randperm(len(labels)).split(64):
-            twins = pgd(network, pixels[rows], labels[rows], Threat("linf", EPS), steps=3, step_size=EPS / 2)
-            optimizer.zero_grad()
-            cross_entropy(network(twins), labels[rows]).backward()
-            optimizer.step()
-    path = tmp_path_factory.mktemp("weights") / "my net.safetensors"
-    safetensors.torch.save_file({f"module.{name}": value for name, value in network.state_dict().items()}, path)
-    return path
 
 
 @pytest.fixture

@@ -9,18 +9,19 @@ import sys
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 from processes import end_processes_with
 
 OPEN = {"RAY_AUTH_MODE": "disabled"}
 
-# It ends with the process, which ends when it is told anything.
 _RUNS = """
+import sys
 import ray
 ray.init(address="local", num_cpus={cpus}, include_dashboard=False, log_to_driver=False)
 print("address", ray.get_runtime_context().gcs_address, flush=True)
-input()
+sys.stdin.read()
 """
 
 
@@ -52,18 +53,74 @@ def running_ray(variables: Mapping[str, str], cpus: int) -> Iterator[dict[str, s
     """Environment of a job that joins a Ray with these variables and so many cores, whatever this machine has."""
     with private_environment() as environment:
         environment |= {**variables, **OPEN}
-        process = subprocess.Popen(
-            [sys.executable, "-c", _RUNS.format(cpus=cpus)],
-            env=environment,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            start_new_session=True,
-        )
-        try:
-            assert process.stdout is not None
-            address = next(line for line in process.stdout if line.startswith("address ")).split()[1]
+        with _program(_RUNS.format(cpus=cpus), environment) as (_, address):
             yield {**environment, "RAY_ADDRESS": address}
-        finally:
-            process.communicate("end\n")
-            end_processes_with(environment["RAY_TMPDIR"])
+
+
+@contextmanager
+def _program(code: str, environment: dict[str, str]) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """A program that starts a Ray, which ends with it, and prints its address; it ends when its input does."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", code],
+        env=environment,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        assert process.stdout is not None
+        yield process, next(line for line in process.stdout if line.startswith("address ")).split()[1]
+    finally:
+        process.communicate()
+        end_processes_with(environment["RAY_TMPDIR"])
+
+
+# A word a line: `add` a node of one core, or `lose` the newest of them, as when its machine is switched off.
+_NODES = """
+import sys
+from ray.cluster_utils import Cluster
+
+cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
+print("address", cluster.address, flush=True)
+nodes = []
+for line in sys.stdin:
+    if line == "add\\n":
+        nodes.append(cluster.add_node(num_cpus=1))
+    else:
+        cluster.remove_node(nodes.pop(), allow_graceful=False)
+    print("done", line, end="", flush=True)
+cluster.shutdown()
+"""
+
+
+@dataclass
+class Nodes:
+    """A Ray whose head has no core, with nodes of one core each that come and go."""
+
+    environment: dict[str, str]
+    """Of a job that joins it."""
+    _process: subprocess.Popen[str]
+
+    def add(self) -> None:
+        """Start one more node."""
+        self._tell("add")
+
+    def lose(self) -> None:
+        """Kill the newest node, with everything on it."""
+        self._tell("lose")
+
+    def _tell(self, word: str) -> None:
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        print(word, file=self._process.stdin, flush=True)
+        assert f"done {word}\n" in self._process.stdout, "the cluster has ended"
+
+
+@contextmanager
+def ray_of_nodes(variables: Mapping[str, str]) -> Iterator[Nodes]:
+    """A Ray without a node but its head, for jobs that join it with these variables."""
+    with private_environment() as environment:
+        environment |= {**variables, **OPEN}
+        with _program(_NODES, environment) as (process, address):
+            yield Nodes({**environment, "RAY_ADDRESS": address}, process)
