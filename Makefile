@@ -3,18 +3,25 @@ PYTHON ?= $(firstword $(foreach name,python3.11 python3.12 python3.13 python3,$(
 BIN := .venv/bin
 PORT ?= 5000
 
-.PHONY: train test drills check ui cluster cluster-down image stack stack-down setup lock clean
+.PHONY: train test drills proof check ui cluster cluster-down image stack stack-down setup lock clean
 
 train: setup ## Train the quickstart recipe on this machine
 	@$(BIN)/python jobs/train.py --recipe quickstart
 
-PYTEST := $(BIN)/python -m pytest --numprocesses logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+# Twice as many processes as cores: tests wait for servers, for kills and for one another's jobs.
+PROCESSES := $(shell expr 2 '*' $$(nproc 2> /dev/null || echo 2))
+# Compiled tests are kept, whatever the environment says: each process would compile them anew.
+PYTEST := env -u PYTHONDONTWRITEBYTECODE $(BIN)/python -m pytest \
+	--numprocesses $(PROCESSES) --maxprocesses 8 --dist loadgroup --no-loadscope-reorder
 
 test: check ## Lint, types, architecture, then the tests
 	@$(PYTEST) -m "not drill"
 
 drills: setup ## The tests that take long: clusters of several nodes, hosts and servers, submitted jobs, what is killed and resumed
 	@$(PYTEST) -m drill --timeout 600
+
+proof: check ## Both, by the same processes
+	@$(PYTEST) --timeout 600
 
 check: setup
 	@$(BIN)/ruff check .

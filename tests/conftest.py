@@ -9,13 +9,14 @@ from pathlib import Path
 
 import boto3
 import ceph_server
+import forks
 import pytest
 import ray
 import torch
 from forks import fork_server
 from hypothesis import HealthCheck, settings
 from moto.server import ThreadedMotoServer
-from running_ray import private_environment, running_ray
+from running_ray import OPEN, private_environment, running_ray
 
 # Examples may take long on a busy machine. In CI they are the same each time, so that a failure belongs to a change.
 settings.register_profile(
@@ -24,9 +25,35 @@ settings.register_profile(
 settings.load_profile("distsens")
 
 
+# Files whose tests share what takes many seconds to start, one process for each line: a Ray, an S3 server, a cluster.
+# The longest come first, so that no process waits for another at the end.
+_TOGETHER = {
+    "stack": ("infra/test_stack.py", "jobs/test_submit.py"),
+    "train": ("jobs/test_train.py", "jobs/test_train_bucket.py", "jobs/test_benchmark.py"),
+    "jobs": ("jobs/test_tune.py", "jobs/test_evaluate.py", "jobs/test_analyze.py", "jobs/test_lost_nodes.py"),
+    "clusters": ("cluster/test_local.py", "cluster/test_hosts.py", "distributed/test_autoscaling.py"),
+    "ceph": ("jobs/test_train_s3.py", "services/test_ceph.py", "storage/"),
+    "actors": ("distributed/",),
+    "aws": ("infra/test_aws_permissions.py", "infra/test_aws_template.py"),
+}
+_TESTS = Path(__file__).parent
+
+
+def _group(path: Path) -> tuple[int, str]:
+    """Which process a file's tests share, and how early they are begun."""
+    name = path.relative_to(_TESTS).as_posix()
+    for place, (group, files) in enumerate(_TOGETHER.items()):
+        if name.startswith(files):
+            return place, group
+    return len(_TOGETHER), name
+
+
+@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Begin with what takes longest: a file goes to one process, and none is to wait for another at the end."""
-    items.sort(key=lambda item: item.get_closest_marker("ray") is None)
+    """Tests of a file go to one process, and so do files that share a server; what takes longest comes first."""
+    items.sort(key=lambda item: _group(item.path)[0])
+    for item in items:
+        item.add_marker(pytest.mark.xdist_group(_group(item.path)[1]))
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -59,20 +86,22 @@ def forked() -> Iterator[dict[str, str]]:
 
 
 @pytest.fixture(scope="session")
-def running(forked: dict[str, str]) -> Iterator[dict[str, str]]:
-    """Environment of a job that joins a Ray with two cores, which runs as long as the tests do; a fork."""
-    with running_ray(forked, cpus=2) as environment:
+def running(forked: dict[str, str], moto: dict[str, str]) -> Iterator[dict[str, str]]:
+    """Environment of a job that joins a Ray with three cores, which runs as long as the tests do; a fork.
+
+    The job and its workers find the imitation of S3.
+    """
+    with running_ray({**forked, **moto}, cpus=3) as environment:
         yield environment
 
 
 @pytest.fixture(scope="module")
-def local_ray(ray_environment: dict[str, str]) -> Iterator[None]:
-    """A Ray with two CPUs for tests that use its actors from this process."""
+def local_ray(running: dict[str, str]) -> Iterator[None]:
+    """Be connected to that Ray, for tests that use its actors from this process."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("RAY_TMPDIR", ray_environment["RAY_TMPDIR"])
-        patch.setenv("HOME", ray_environment["HOME"])
-        patch.delenv("RAY_ADDRESS", raising=False)
-        ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
+        for name in ("RAY_TMPDIR", "HOME", "RAY_RUNTIME_ENV_HOOK", forks.SOCKET, *OPEN):
+            patch.setenv(name, running[name])
+        ray.init(address=running["RAY_ADDRESS"], log_to_driver=False)
         yield
         ray.shutdown()
 

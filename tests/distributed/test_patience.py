@@ -17,13 +17,13 @@ def test_a_silence_is_given_up_only_when_the_cluster_has_long_been_too_small_and
     monkeypatch.setattr(patience, "_SECONDS_OF_QUIET", 0.0)
     monkeypatch.setattr(patience, "_SECONDS_FOR_A_LOST_MACHINE", 0.0)
     said: list[str] = []
-    busy, lost = Patience(Workers(num=2), say=said.append), Patience(Workers(num=3), say=said.append)
+    busy, lost = Patience(Workers(num=3), say=said.append), Patience(Workers(num=4), say=said.append)
     for _ in range(3):
         busy.check()
     assert said == []
     lost.check()
-    assert said == ["machines are lost: the cluster has room for 2 workers of 1 CPU each; waiting 0 minutes for others"]
-    with pytest.raises(InputError, match="the cluster has room for 2 workers"):
+    assert said == ["machines are lost: the cluster has room for 3 workers of 1 CPU each; waiting 0 minutes for others"]
+    with pytest.raises(InputError, match="the cluster has room for 3 workers"):
         lost.check()
     lost.heard()
     lost.check()
