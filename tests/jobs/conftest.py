@@ -31,6 +31,7 @@ from distsens.experiment import Experiment
 from distsens.models.lenet import lenet5
 
 ROOT = Path(__file__).resolve().parents[2]
+RAY_AGENTS = ("ray::DashboardAgent", "ray::RuntimeEnvAgent")
 # Each epoch trains long enough for a test to act between two checkpoints.
 QUICK = """
 --recipe quickstart --data.limit 512 --data.augment crop --threat.eps 0.05 --training.epochs 6 --training.batch_size 32
@@ -224,5 +225,40 @@ def nothing_left(ray_environment: dict[str, str]) -> Callable[..., None]:
         ]:
             assert time.monotonic() < deadline, "still running:\n" + "\n".join(left)
             time.sleep(0.5)
+
+    return check
+
+
+def _actors(running: dict[str, str]) -> dict[int, str]:
+    """Processes of what jobs have started on the Ray that runs: command lines by process id."""
+    found = processes_with(running[forks.SOCKET])  # a fork shows the environment of what it is a fork of
+    # Ray Train's own that outlive a job: one of a cluster, one that asks the dashboard, which this Ray is without.
+    idle = ("ray::IDLE", "ray::_AutoscalingCoordinatorActor", "ray::PlacementGroupCleaner", *RAY_AGENTS)
+    return {process: line for process, line in found.items() if line.startswith("ray::") and not line.startswith(idle)}
+
+
+@pytest.fixture
+def process_of(running: dict[str, str]) -> Callable[[str], int]:
+    """Process id of the one actor, or one of the actors, of that kind that a job has on the Ray that runs."""
+
+    def find(kind: str) -> int:
+        deadline = time.monotonic() + 60
+        while not (found := [process for process, line in _actors(running).items() if kind in line]):
+            assert time.monotonic() < deadline, _actors(running)
+            time.sleep(0.1)
+        return found[0]
+
+    return find
+
+
+@pytest.fixture
+def no_actor_left(running: dict[str, str]) -> Callable[[], None]:
+    """Assert that what jobs have started on the Ray that runs ends within seconds."""
+
+    def check() -> None:
+        deadline = time.monotonic() + 60
+        while left := _actors(running):
+            assert time.monotonic() < deadline, left
+            time.sleep(0.2)
 
     return check
