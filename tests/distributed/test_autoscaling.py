@@ -4,25 +4,21 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import subprocess
 import sys
 import tempfile
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from shutil import rmtree
+from typing import Any
 
+import forks
 import pytest
-import ray
 from processes import end_processes_with, free_ports
-from ray._raylet import GcsClient
 from ray.autoscaler._private.fake_multi_node.node_provider import FAKE_HEAD_NODE_ID, FakeMultiNodeProvider
-from ray.core.generated.autoscaler_pb2 import ClusterConfig, NodeGroupConfig
-
-from distsens.distributed.cluster import check_capacity_of_cluster
-from distsens.errors import InputError
-from distsens.experiment import Workers
 
 ROOT = Path(__file__).resolve().parents[2]
 BIN = Path(sys.executable).parent
@@ -30,20 +26,63 @@ BIN = Path(sys.executable).parent
 pytestmark = pytest.mark.ray
 
 
-def test_a_cluster_has_room_for_what_its_autoscaler_may_add(local_ray: None) -> None:
-    check_capacity_of_cluster(Workers(num=2))
-    with pytest.raises(InputError, match="the cluster has room for 2 workers of 1 CPU each"):
-        check_capacity_of_cluster(Workers(num=5))
-    # What an autoscaler tells the cluster of itself.
-    group = NodeGroupConfig(name="workers", resources={"CPU": 4}, max_count=3)
-    config = ClusterConfig(node_group_configs=[group]).SerializeToString()
-    GcsClient(address=ray.get_runtime_context().gcs_address).report_cluster_config(config)
-    check_capacity_of_cluster(Workers(num=12))
-    with pytest.raises(InputError, match="the cluster, grown as far as it may, has room for 12 workers"):
-        check_capacity_of_cluster(Workers(num=13))
+# Joins the cluster, and answers lines in JSON: how many of its nodes are in which state, and why it refuses so many
+# workers; or tells it what an autoscaler tells of itself, that it may add three nodes of four CPUs.
+LOOKS = """
+import json
+import sys
+from collections import Counter
+
+import ray
+from ray._raylet import GcsClient
+from ray.core.generated.autoscaler_pb2 import ClusterConfig, NodeGroupConfig
+
+from distsens.distributed.cluster import check_capacity_of_cluster
+from distsens.errors import InputError
+from distsens.experiment import Workers
 
 
-Run = Callable[..., subprocess.CompletedProcess[str]]
+def answer(word, *numbers):
+    if word == "nodes":
+        return Counter("ALIVE" if node["Alive"] else "DEAD" for node in ray.nodes())
+    if word == "grows":
+        group = NodeGroupConfig(name="workers", resources={"CPU": 4}, max_count=3)
+        config = ClusterConfig(node_group_configs=[group]).SerializeToString()
+        return GcsClient(address=ray.get_runtime_context().gcs_address).report_cluster_config(config)
+    try:
+        return check_capacity_of_cluster(Workers(num=int(*numbers)))
+    except InputError as error:
+        return str(error)
+
+
+ray.init(log_to_driver=False)
+print("joined", flush=True)
+for line in sys.stdin:
+    print(json.dumps(answer(*line.split())), flush=True)
+"""
+
+
+@dataclass
+class Growing:
+    """A cluster that grows, a program that looks at it, and the environment of others that join it."""
+
+    looks: subprocess.Popen[str]
+    environment: dict[str, str]
+
+    def ask(self, line: str) -> Any:
+        assert self.looks.stdin is not None
+        assert self.looks.stdout is not None
+        print(line, file=self.looks.stdin, flush=True)
+        return json.loads(self.looks.stdout.readline())
+
+    def refuses(self, workers: int) -> str:
+        """Why it refuses so many workers, if it does."""
+        return self.ask(f"workers {workers}") or ""
+
+    def nodes(self) -> dict[str, int]:
+        """How many of its nodes are in which state."""
+        found: dict[str, int] = self.ask("nodes")
+        return found
 
 
 VERSION_1: dict[str, str] = {}
@@ -51,8 +90,8 @@ VERSION_2 = {"RAY_enable_autoscaler_v2": "1", "RAY_CLOUD_INSTANCE_ID": FAKE_HEAD
 
 
 @pytest.fixture
-def growing(request: pytest.FixtureRequest, ray_environment: dict[str, str], tmp_path: Path) -> Iterator[Run]:
-    """Run a program that joins a head without CPUs, whose autoscaler may add two nodes of one CPU each.
+def growing(request: pytest.FixtureRequest, ray_environment: dict[str, str], tmp_path: Path) -> Iterator[Growing]:
+    """A head without CPUs, whose autoscaler may add two nodes of one CPU each.
 
     The nodes are real, of Ray's provider for tests, which starts them on this machine.
     """
@@ -106,17 +145,25 @@ def growing(request: pytest.FixtureRequest, ray_environment: dict[str, str], tmp
         "PYTHONPATH": f"{ROOT}{os.pathsep}{ray_environment.get('PYTHONPATH', '')}",
     }
 
-    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            arguments, cwd=tmp_path, env=joining, capture_output=True, text=True, timeout=240, check=False
-        )
-
     with (tmp_path / "head.log").open("w") as log:
         head = subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
     try:
-        wait_for(lambda: nodes(run) == {"ALIVE": 1} or head.poll() is not None)
+        wait_for(lambda: answers(port) or head.poll() is not None)
         assert head.poll() is None, (tmp_path / "head.log").read_text()
-        yield run
+        with subprocess.Popen(
+            [sys.executable, "-c", LOOKS],
+            cwd=tmp_path,
+            env=joining,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        ) as looks:
+            try:
+                assert looks.stdout is not None
+                assert "joined\n" in looks.stdout, "no cluster is joined"
+                yield Growing(looks, joining)
+            finally:
+                looks.kill()
     finally:
         head.kill()
         head.wait()
@@ -124,37 +171,45 @@ def growing(request: pytest.FixtureRequest, ray_environment: dict[str, str], tmp
         rmtree(files, ignore_errors=True)
 
 
-def nodes(run: Run) -> Counter[str]:
-    """How many of the cluster's nodes are in which state."""
-    listed = run(str(BIN / "ray"), "list", "nodes", "--format", "json")
-    # Before the first node is up, it says so in words.
-    return Counter(node["state"] for node in json.loads(listed.stdout)) if listed.stdout.startswith("[") else Counter()
+def answers(port: int) -> bool:
+    """Whether someone listens there."""
+    with socket.socket() as one:
+        return one.connect_ex(("127.0.0.1", port)) == 0
+
+
+@pytest.mark.drill
+@pytest.mark.parametrize("growing", [VERSION_1], indirect=True, ids=["v1"])
+def test_a_cluster_has_room_for_what_its_autoscaler_may_add(growing: Growing) -> None:
+    # The autoscaler tells of itself some time after the head has started, and not how far it goes.
+    wait_for(lambda: not growing.refuses(2))
+    assert not growing.refuses(13)
+    growing.ask("grows")
+    assert not growing.refuses(12)
+    assert "the cluster, grown as far as it may, has room for 12 workers" in growing.refuses(13)
+    assert growing.nodes() == {"ALIVE": 1}, "nothing was started for it"
 
 
 TRAIN = [
-    *(sys.executable, str(ROOT / "jobs" / "train.py"), "--recipe", "quickstart", "--workers.num", "2"),
+    *(str(ROOT / "jobs" / "train.py"), "--recipe", "quickstart", "--workers.num", "2", "--stabilize.weight", "0"),
     *"--data.limit 128 --training.epochs 1 --attack.steps 1 --validation.steps 1".split(),
     *"--test.steps 1 --test.restarts 1".split(),
 ]
 
 
 @pytest.mark.drill
-@pytest.mark.parametrize("growing", [VERSION_1], indirect=True, ids=["v1"])
-def test_a_training_that_the_cluster_may_grow_for_is_not_refused(growing: Run) -> None:
-    # The autoscaler tells of itself some time after the head has started.
-    wait_for(lambda: growing(*TRAIN, "--dry-run").returncode == 0)
-    assert nodes(growing) == {"ALIVE": 1}
-
-
-@pytest.mark.drill
 @pytest.mark.parametrize("growing", [VERSION_2], indirect=True, ids=["v2"])
-def test_a_cluster_grows_for_a_training_and_shrinks_after(growing: Run) -> None:
-    assert nodes(growing) == {"ALIVE": 1}
-    trained = growing(*TRAIN)
-    assert trained.returncode == 0, trained.stdout + trained.stderr
-    assert "2 workers" in trained.stdout
-    assert nodes(growing).total() == 3, "a node for each worker"
-    wait_for(lambda: nodes(growing) == {"ALIVE": 1, "DEAD": 2})
+def test_a_cluster_grows_for_a_training_and_shrinks_after(
+    growing: Growing, forked: dict[str, str], tmp_path: Path
+) -> None:
+    assert growing.nodes() == {"ALIVE": 1}
+    path = f"{growing.environment['PYTHONPATH']}{os.pathsep}{forked['PYTHONPATH']}"
+    training = forks.start(TRAIN, env={**growing.environment, **forked, "PYTHONPATH": path}, cwd=tmp_path)
+    assert training.stdout is not None
+    output = training.stdout.read()
+    assert training.wait(timeout=60) == 0, output
+    assert "2 workers" in output
+    assert sum(growing.nodes().values()) == 3, "a node for each worker"
+    wait_for(lambda: growing.nodes() == {"ALIVE": 1, "DEAD": 2})
 
 
 def wait_for(holds: Callable[[], bool]) -> None:
