@@ -166,8 +166,8 @@ def quick() -> list[str]:
 
 @pytest.fixture(scope="session")
 def make_job(
+    request: pytest.FixtureRequest,
     ray_environment: dict[str, str],
-    running: dict[str, str],
     tmp_path_factory: pytest.TempPathFactory,
     end_processes: Callable[[str], None],
 ) -> Iterator[Callable[..., Job]]:
@@ -181,7 +181,8 @@ def make_job(
     MlflowClient(f"sqlite:///{empty_store}").search_experiments()  # makes it, which takes each job seconds
 
     def make(script: str = "train.py", *, alone: bool = False) -> Job:
-        job = Job(ray_environment if alone else running, tmp_path_factory.mktemp("job"), script)
+        environment = ray_environment if alone else request.getfixturevalue("running")
+        job = Job(environment, tmp_path_factory.mktemp("job"), script)
         if not alone:
             job.storage.mkdir()
             shutil.copy(empty_store, job.storage / "mlflow.db")

@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import psutil
 import pytest
 import safetensors.torch
 import torch
@@ -121,23 +120,22 @@ def test_saved_pairs_are_the_images_and_examples_that_the_ledger_speaks_of(
 @pytest.mark.drill
 def test_two_examiners_of_which_one_is_killed_find_the_same_and_keep_it_in_a_bucket(
     judged: tuple[Any, dict[str, Any]],
-    make_job: Callable[..., Any],
+    job: Any,
     arguments: list[str],
     moto: dict[str, str],
     use_s3: Callable[[Mapping[str, str]], str],
+    process_of: Callable[[str], int],
 ) -> None:
-    job = make_job("evaluate.py", alone=True)
     summary, bucket = job.folder / "summary.json", use_s3(moto)
-    job.storage_url, job.environment = f"{bucket}/runs", {**job.environment, **moto}
+    job.storage_url = f"{bucket}/runs"
     process = job.start(
         *arguments, *("--attacks", "pgd", "apgd-ce", "apgd-t", "--eps-curve", "0.02", "0.08", "0.2"),
         *("--corruptions", "brightness", "--workers.num", "2", "--summary", str(summary)),
         *("--save-examples", f"{bucket}/pairs", "--baseline", str(judged[0].folder / "summary-0.json")),
     )  # fmt: skip
     process.wait_for("judging")
-    os.kill(an_examiner(process.popen.pid), signal.SIGKILL)
+    os.kill(process_of("Examiner"), signal.SIGKILL)
     assert process.end() == 0, process.output
-    assert "Ray instance" not in process.output, "it starts one, and says nothing of it"
     found = json.loads(summary.read_text())
     assert found["storage"] == f"{bucket}/runs/{found['run']}"
     content = open_place(found["storage"]).get("ledger.parquet")
@@ -222,17 +220,3 @@ def test_a_claim_is_verified_and_a_false_one_is_refuted(
     eased = job.run("--verify", str(forged), *sample, "--attacks", "pgd", "--threat.eps", "0.0001")
     assert (eased.popen.returncode, len(eased.lines)) == (2, 1), eased.output
     assert eased.lines[0].startswith("error: attacks: got ['pgd']; leave it out")
-
-
-def an_examiner(driver: int) -> int:
-    """Process id of a living examiner of the job."""
-    deadline = time.monotonic() + 60
-    while time.monotonic() < deadline:
-        for process in psutil.Process(driver).children(recursive=True):
-            try:
-                if "ray::Examiner" in " ".join(process.cmdline()):
-                    return process.pid
-            except psutil.Error:  # it ended while we looked
-                continue
-        time.sleep(0.1)
-    raise AssertionError("no examiner was seen")

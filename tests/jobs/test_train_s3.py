@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 from ceph_server import S3Server
 from mlflow import MlflowClient
+from running_ray import running_ray
 
 from distsens.storage import Checkpoints, open_place, published
 
@@ -17,17 +18,22 @@ pytestmark = [pytest.mark.ray, pytest.mark.drill]
 
 
 @pytest.fixture
-def job(lone_job: Any, forked: dict[str, str]) -> Any:
-    """A job whose Ray has the job's own AWS variables."""
-    lone_job.environment = {**lone_job.environment, **forked}
-    return lone_job
+def ray_of_ceph(forked: dict[str, str], ceph: S3Server) -> Iterator[dict[str, str]]:
+    """Environment of a job that joins a Ray with the job's own AWS variables."""
+    with running_ray({**forked, **ceph.environment}, cpus=2) as environment:
+        yield environment
 
 
 def test_a_run_in_a_bucket_is_killed_resumed_and_published_and_tells_nobody_the_secret(
-    job: Any, quick: list[str], ceph: S3Server, use_s3: Callable[[Mapping[str, str]], str]
+    lone_job: Any,
+    quick: list[str],
+    ceph: S3Server,
+    use_s3: Callable[[Mapping[str, str]], str],
+    ray_of_ceph: dict[str, str],
 ) -> None:
+    job = lone_job
     job.storage_url = f"{use_s3(ceph.environment)}/team/runs"
-    job.environment = {**job.environment, **ceph.environment}
+    job.environment = ray_of_ceph
     storage = open_place(job.storage_url)
     first = job.start(*quick, "--workers.num", "2")
     first.wait_for("epoch   2")
@@ -70,10 +76,15 @@ def contents_of(folder: Path) -> list[bytes]:
 
 
 def test_a_wrong_secret_ends_the_job_before_anything_starts(
-    job: Any, quick: list[str], ceph: S3Server, use_s3: Callable[[Mapping[str, str]], str]
+    lone_job: Any,
+    quick: list[str],
+    ceph: S3Server,
+    use_s3: Callable[[Mapping[str, str]], str],
+    forked: dict[str, str],
 ) -> None:
+    job = lone_job
     job.storage_url = use_s3(ceph.environment)
-    process = job.run(*quick, **{**ceph.environment, "AWS_SECRET_ACCESS_KEY": "wr0ngsecret"})
+    process = job.run(*quick, **{**forked, **ceph.environment, "AWS_SECRET_ACCESS_KEY": "wr0ngsecret"})
     assert process.popen.returncode == 2
     assert process.lines == [
         f"error: storage.path: got '{job.storage_url}'; access denied: the secret key is not the one of the access key"
