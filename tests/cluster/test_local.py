@@ -11,8 +11,10 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
+from urllib.request import Request, urlopen
 
 import psutil
 import pytest
@@ -27,17 +29,27 @@ TRAIN = """
 jobs/train.py --recipe quickstart --data.limit 128 --training.epochs 1 --attack.steps 1 --validation.steps 1
 --test.steps 1 --test.restarts 1 --stabilize.weight 0
 """.split()
-GRID = "--search.seed.grid 0 1 --sweep.searcher grid --sweep.judged_images 0".split()
 
 
 @dataclass
 class Cluster:
-    """The clone that started it, its commit, and the environment of whoever joins it."""
+    """The clone that starts it, its commit, and the environments of whoever starts it and of whoever joins it."""
 
     clone: Path
     commit: str
-    line: str
+    outside: dict[str, str]
     environment: dict[str, str]
+    line: str = ""
+    runs: bool = False
+
+    def up(self) -> None:
+        """Start it, unless it runs."""
+        if not self.runs:
+            self.environment = self.outside
+            started = self.run("cluster/local/cluster.py", "up")
+            assert started.returncode == 0, started.stdout + started.stderr
+            self.line, self.runs = started.stdout, True
+            self.environment = {**self.outside, **dict(word.split("=", 1) for word in shlex.split(self.line)[1:])}
 
     def run(
         self, *arguments: str, program: str = sys.executable, **environment: str
@@ -57,22 +69,31 @@ class Cluster:
         """Submit it by the script."""
         return self.run("cluster/submit.py", "--", "python", *job, **options)
 
-    @property
-    def storage(self) -> Path:
-        """Where submitted jobs keep their results unless they are told."""
-        return Path(self.environment["HOME"]) / "distsens" / "runs"
+    def ask(self, path: str) -> Any:
+        """What the dashboard answers whoever has the token."""
+        token = Path(self.environment["RAY_AUTH_TOKEN_PATH"]).read_text()
+        address = self.environment["RAY_API_SERVER_ADDRESS"] + path
+        with urlopen(Request(address, headers={"Authorization": f"Bearer {token}"}), timeout=30) as answer:
+            return json.load(answer)
 
-    @property
-    def mlflow(self) -> MlflowClient:
-        """Of the store of submitted jobs."""
-        return MlflowClient(f"sqlite:///{self.storage / 'mlflow.db'}")
-
-    def state(self, what: str, *options: str) -> list[dict[str, Any]]:
+    def state(self, what: str) -> list[dict[str, Any]]:
         """What Ray's state API knows of its nodes, actors, ..."""
-        done = self.run("list", what, "--format", "json", *options, program=ray_program())
-        assert done.returncode == 0, done.stderr
-        found: list[dict[str, Any]] = json.loads(done.stdout)
+        found: list[dict[str, Any]] = self.ask(f"/api/v0/{what}?detail=True")["data"]["result"]["result"]
         return found
+
+    def cpus(self) -> int:
+        """Of a node that works."""
+        return max(int(node["resources_total"].get("CPU", 0)) for node in self.state("nodes"))
+
+    @cached_property
+    def trained(self) -> tuple[Run, list[str], list[str]]:
+        """The run of a training that was submitted, the nodes of its workers, and the head."""
+        done = self.submit(*TRAIN, "--workers.num", "2", "--workers.cpus", str(self.cpus()))
+        assert done.returncode == 0, done.stdout + done.stderr
+        client = MlflowClient(f"sqlite:///{self.environment['HOME']}/distsens/runs/mlflow.db")
+        (run,) = client.search_runs([experiment.experiment_id for experiment in client.search_experiments()])
+        workers = [actor["node_id"] for actor in self.state("actors") if actor["class_name"] == "RayTrainWorker"]
+        return run, workers, [node["node_id"] for node in self.state("nodes") if node["is_head_node"]]
 
     def processes(self) -> set[int]:
         """Ids of the living processes that say they belong to it."""
@@ -86,12 +107,8 @@ class Cluster:
         return found
 
 
-def ray_program() -> str:
-    return str(Path(sys.executable).with_name("ray"))
-
-
 @pytest.fixture(scope="module")
-def cluster(ray_environment: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+def cloned(ray_environment: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     folder = tmp_path_factory.mktemp("local")
     clone, home = folder / "clone", folder / "home"
     home.mkdir()
@@ -99,19 +116,22 @@ def cluster(ray_environment: dict[str, str], tmp_path_factory: pytest.TempPathFa
     commit = commit_all(clone)
     environment = {**ray_environment, "HOME": str(home), "PYTHONPATH": str(clone), "DISTSENS_COMMIT": "nobody's"}
     del environment["RAY_TMPDIR"]
-    one = Cluster(clone, commit, "", environment)
+    one = Cluster(clone, commit, environment, environment)
     try:
-        started = one.run("cluster/local/cluster.py", "up")
-        assert started.returncode == 0, started.stdout + started.stderr
-        one.line = started.stdout
-        one.environment |= dict(word.split("=", 1) for word in shlex.split(one.line)[1:])
         yield one
     finally:
         one.run("cluster/local/cluster.py", "down")
 
 
+@pytest.fixture
+def cluster(cloned: Cluster) -> Cluster:
+    """It runs."""
+    cloned.up()
+    return cloned
+
+
 def test_it_is_a_head_without_work_and_two_workers_on_loopback(cluster: Cluster) -> None:
-    nodes = cluster.state("nodes", "--detail")
+    nodes = cluster.state("nodes")
     assert len({node["node_id"] for node in nodes}) == 3
     assert {node["node_ip"].split(".")[0] for node in nodes} == {"127"}
     cpus = {node["is_head_node"]: node["resources_total"].get("CPU", 0) for node in nodes}
@@ -140,51 +160,21 @@ def test_starting_it_again_starts_nothing_and_says_the_same(cluster: Cluster) ->
     assert {node["node_id"] for node in cluster.state("nodes")} == before
 
 
-def test_a_training_that_joins_it_has_a_worker_on_each_node(cluster: Cluster) -> None:
-    cpus = max(int(node["resources_total"].get("CPU", 0)) for node in cluster.state("nodes", "--detail"))
-    trained = cluster.run(*TRAIN, "--workers.num", "2", "--workers.cpus", str(cpus))
-    assert trained.returncode == 0, trained.stdout + trained.stderr
-    workers = [actor["node_id"] for actor in cluster.state("actors") if actor["class_name"] == "RayTrainWorker"]
-    heads = [node["node_id"] for node in cluster.state("nodes") if node["is_head_node"]]
+def test_a_job_that_has_the_printed_variables_joins_it(cluster: Cluster) -> None:
+    refused = cluster.run(*TRAIN, "--workers.num", "50", "--workers.cpus", str(cluster.cpus()), "--dry-run")
+    assert refused.returncode == 2, refused.stdout + refused.stderr
+    assert "error: workers.num: got 50; the cluster has room for 2 workers" in refused.stderr
+
+
+def test_a_submitted_training_tells_its_commit(cluster: Cluster) -> None:
+    run, _, _ = cluster.trained
+    assert (run.info.status, run.data.tags["distsens.commit"]) == ("FINISHED", cluster.commit)
+
+
+def test_a_submitted_training_has_a_worker_on_each_node(cluster: Cluster) -> None:
+    _, workers, heads = cluster.trained
     assert len(set(workers)) == len(workers) == 2
     assert not set(workers) & set(heads)
-
-
-@pytest.fixture(scope="module")
-def trained(cluster: Cluster) -> Run:
-    """The run of a training that was submitted."""
-    done = cluster.submit(*TRAIN)
-    assert done.returncode == 0, done.stdout + done.stderr
-    experiments = [experiment.experiment_id for experiment in cluster.mlflow.search_experiments()]
-    (run,) = cluster.mlflow.search_runs(experiments)
-    return run
-
-
-def test_a_submitted_training_tells_its_commit(cluster: Cluster, trained: Run) -> None:
-    assert (trained.info.status, trained.data.tags["distsens.commit"]) == ("FINISHED", cluster.commit)
-
-
-def test_an_evaluation_is_submitted(cluster: Cluster, trained: Run) -> None:
-    model = str(cluster.storage / str(trained.info.run_name))
-    images = ("--attacks", "pgd", "--data.limit", "20", "--workers.num", "1")
-    done = cluster.submit("jobs/evaluate.py", "--model", model, *images)
-    assert done.returncode == 0, done.stdout + done.stderr
-
-
-def test_an_analysis_is_submitted(cluster: Cluster, trained: Run) -> None:
-    model = str(cluster.storage / str(trained.info.run_name))
-    output = cluster.storage / "analysis"
-    images = ("--data.limit", "20", "--workers.num", "1", "--output", str(output))
-    done = cluster.submit("jobs/analyze.py", "--model", model, *images)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert (output / "report.html").is_file()
-
-
-def test_a_sweep_is_submitted(cluster: Cluster) -> None:
-    done = cluster.submit("jobs/tune.py", *TRAIN[1:], "--workers.num", "1", *GRID)
-    assert done.returncode == 0, done.stdout + done.stderr
-    champion = cluster.mlflow.get_model_version_by_alias("quickstart", "champion")
-    assert champion.tags["sweep"].startswith("quickstart-")
 
 
 def test_the_exit_code_is_the_jobs(cluster: Cluster) -> None:
@@ -250,15 +240,17 @@ def test_ctrl_c_leaves_the_job_running_and_says_how_to_see_and_stop_it(cluster: 
     assert re.fullmatch(r"the job goes on; follow it with: ray job logs --follow --address \S+ raysubmit_\w+\n", errors)
     stop = next(line for line in lines if line.startswith("stop it with: ray "))
     submission = stop.split()[-1]
-    assert "RUNNING" in cluster.run("job", "status", submission, program=ray_program()).stdout
-    stopped = cluster.run(*shlex.split(stop.removeprefix("stop it with: ray ")), program=ray_program())
+    assert cluster.ask(f"/api/jobs/{submission}")["status"] == "RUNNING"
+    ray_program = str(Path(sys.executable).with_name("ray"))
+    stopped = cluster.run(*shlex.split(stop.removeprefix("stop it with: ray ")), program=ray_program)
     assert stopped.returncode == 0, stopped.stderr
-    assert "was stopped" in cluster.run("job", "status", submission, program=ray_program()).stdout
+    assert cluster.ask(f"/api/jobs/{submission}")["status"] == "STOPPED"
 
 
 def test_ending_it_ends_its_processes_and_no_others(cluster: Cluster) -> None:
-    """The last one, as it ends what the others use."""
+    """A test that comes after this one starts it anew."""
     assert cluster.processes()
+    cluster.runs = False
     files = (cluster.clone / ".cluster" / "ray").resolve()
     with subprocess.Popen(
         ["sleep", "600"], env={**cluster.environment, "DISTSENS_CLUSTER": "/of/another/clone/.cluster"}
