@@ -18,6 +18,7 @@ import pytest
 import yaml
 from botocore.validate import ParamValidator
 from moto import mock_aws
+from moto.ec2.models.instance_types import InstanceTypeBackend
 from ray.autoscaler._private.aws.node_provider import AWSNodeProvider
 from ray.autoscaler._private.util import prepare_config, validate_config
 from ray.autoscaler.tags import NODE_KIND_WORKER, TAG_RAY_LAUNCH_CONFIG, TAG_RAY_NODE_KIND, TAG_RAY_NODE_STATUS
@@ -183,8 +184,14 @@ def test_a_mistake_is_found(plant: Callable[[Config], None], found: str) -> None
 
 @pytest.fixture(scope="module")
 def account(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    """An imitation of an AWS account; Ray writes the key that it makes there into an empty home."""
+    """An imitation of an AWS account; Ray writes the key that it makes there into an empty home.
+
+    Ray asks what every type of machine is like. There are the file's here alone, as all of AWS' take many seconds.
+    """
+    used = {group["node_config"]["InstanceType"] for group in load()["available_node_types"].values()}
+    types = [one for one in InstanceTypeBackend.instance_types if one["InstanceType"] in used]
     with pytest.MonkeyPatch.context() as patch, mock_aws():
+        patch.setattr(InstanceTypeBackend, "instance_types", types)
         patch.setenv("HOME", str(tmp_path_factory.mktemp("home")))
         patch.delenv("AWS_ENDPOINT_URL", raising=False)
         yield boto3.Session(region_name=load()["provider"]["region"])

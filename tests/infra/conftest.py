@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
 import boto3
 import pytest
+from botocore.loaders import JSONFileLoader
 from moto import mock_aws
+from moto.ec2.models import amis
 from moto.rds.models import DBInstance, rds_backends
 
 TEMPLATE = Path(__file__).resolve().parents[2] / "infra" / "aws" / "distsens.yaml"
@@ -58,7 +61,15 @@ def deploy() -> Iterator[Callable[..., Stack]]:
         for name in ("AWS_ENDPOINT_URL", "AWS_PROFILE", "AWS_SESSION_TOKEN"):
             patched.delenv(name, raising=False)
         teach_moto_managed_passwords(patched)
+        patched.setattr(amis, "AMIS", amis.AMIS[:1])  # it answers with hundreds else, which takes seconds
+        # What AWS's services are like is read from files of megabytes: once, and not by each session.
+        patched.setattr(JSONFileLoader, "load_file", read_once(JSONFileLoader().load_file))
         yield deployed
+
+
+def read_once(read: Callable[[str], Any]) -> Callable[[JSONFileLoader, str], Any]:
+    kept = cache(read)
+    return lambda _, path: kept(path)
 
 
 @pytest.fixture(scope="module")

@@ -92,9 +92,12 @@ class Account:
 
     stack: Any
     administrator: boto3.session.Session
+    _clients: dict[str, Any] = field(default_factory=dict)
 
     def client(self, service: str) -> Any:
-        return self.administrator.client(service)
+        if service not in self._clients:
+            self._clients[service] = self.administrator.client(service)
+        return self._clients[service]
 
     @cached_property
     def key(self) -> str:
