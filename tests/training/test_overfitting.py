@@ -153,7 +153,7 @@ def test_full_strength_is_reached_when_eps_and_sns_are(
 
 MARGIN = 16
 FGSM: dict[str, Any] = {
-    "seed": 3,
+    "seed": 5,
     "data": {"limit": None, "augment": []},
     "threat": {"eps": 0.06},
     "attack": {"steps": 1, "step_size": 0.06, "random_start": "none"},
@@ -165,7 +165,7 @@ FGSM: dict[str, Any] = {
         "batch_size": 25,
         "optimizer": "adamw",
         "lr": 0.005,
-        "schedule": "constant",
+        "schedule": "cosine",
         "warmup": 0.5,
         "weight_decay": 0,
         "eps_warmup": 0,
@@ -176,7 +176,8 @@ FGSM: dict[str, Any] = {
 """FGSM on the digits in the middle of a wide black frame.
 
 Whatever the frame shows says nothing of the digit, but the gradient's sign turns it into a message that a network soon
-learns to read instead: it overfits to FGSM within a few epochs, with most seeds, and with this one by far.
+learns to read instead: it overfits to FGSM within a few epochs, with most seeds, and with this one by far, however a
+machine rounds. The steps shrink, so that it ends where it was going rather than wherever the last of them led.
 """
 
 
