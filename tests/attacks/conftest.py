@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 from scipy.optimize import brentq
-from sklearn.datasets import load_digits
 from torch import Tensor, nn
-from torch.nn import functional as F
+
+from tests.attacks import peers
 
 
 @pytest.fixture
@@ -39,45 +39,19 @@ def labels() -> Tensor:
 @pytest.fixture(scope="session")
 def digits() -> tuple[Tensor, Tensor]:
     """The 1,797 digits of scikit-learn, (N, 1, 8, 8) in [0, 1], and their labels."""
-    loaded = load_digits()
-    return torch.tensor(loaded.images, dtype=torch.float32).unsqueeze(1) / 16.0, torch.tensor(loaded.target)
+    return peers.digits()
 
 
 @pytest.fixture(scope="session")
-def trained(digits: tuple[Tensor, Tensor]) -> nn.Module:
+def trained() -> nn.Module:
     """A small CNN that learnt the digits under noise: half robust, because there attacks differ the most."""
-    images, labels = digits
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        model = nn.Sequential(
-            nn.Conv2d(1, 16, 3, padding=1),
-            nn.ReLU(),
-            nn.Conv2d(16, 32, 3, padding=1, stride=2),
-            nn.ReLU(),
-            nn.Flatten(),
-            nn.Linear(32 * 4 * 4, 10),
-        )
-        optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
-        for _ in range(6):
-            for batch in torch.randperm(len(images)).split(64):
-                noisy = (images[batch] + 0.3 * torch.randn_like(images[batch])).clamp(0.0, 1.0)
-                optimizer.zero_grad()
-                F.cross_entropy(model(noisy), labels[batch]).backward()
-                optimizer.step()
-    return model.eval()
+    return peers.trained()
 
 
 @pytest.fixture(scope="session")
-def success(trained: nn.Module, digits: tuple[Tensor, Tensor]) -> Callable[[Tensor], float]:
+def success() -> Callable[[Tensor], float]:
     """How many adversarial digits (the first ones, in order) the trained network gets wrong, in percent."""
-    _, labels = digits
-
-    def percent(adversarial: Tensor) -> float:
-        with torch.no_grad():
-            predicted = trained(adversarial).argmax(1)
-        return 100.0 * (predicted != labels[: len(adversarial)]).double().mean().item()
-
-    return percent
+    return peers.wrong
 
 
 @pytest.fixture(scope="session")
