@@ -210,16 +210,13 @@ def _trials_in(folder: str) -> list[Any]:
 
 def _tuner(sweep: Searched, trainable: Any) -> tune.Tuner:
     plan = sweep.plan
-    pbt = plan.sweep.scheduler == "pbt"
     return tune.Tuner(
         trainable,
         param_space=param_space(plan),
         tune_config=tune.TuneConfig(
-            search_alg=searcher(plan),
+            search_alg=searcher(plan, sweep.at_a_time),
             scheduler=scheduler(plan),
             num_samples=1 if plan.sweep.searcher == "grid" else plan.sweep.trials,
-            # A population is made whole, and takes turns.
-            max_concurrent_trials=None if pbt else sweep.at_a_time,
         ),
         run_config=tune.RunConfig(
             name=TUNE_FOLDER,

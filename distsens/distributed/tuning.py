@@ -10,7 +10,7 @@ import numpy as np
 import ray
 from ray import tune
 from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, PopulationBasedTraining, TrialScheduler
-from ray.tune.search import BasicVariantGenerator, Searcher
+from ray.tune.search import BasicVariantGenerator, ConcurrencyLimiter
 from ray.tune.search.optuna import OptunaSearch
 
 from distsens.experiment import Workers
@@ -40,16 +40,22 @@ def _domain(one: Distribution) -> Any:
             return tune.grid_search(list(values))
 
 
-def searcher(plan: SweepPlan) -> Searcher | BasicVariantGenerator:
-    """Who draws the trials' values; the experiment's seed decides the draws."""
+def searcher(plan: SweepPlan, at_a_time: int) -> ConcurrencyLimiter | BasicVariantGenerator:
+    """Who draws the trials' values, of so many at a time; the experiment's seed decides the draws.
+
+    A population is made whole, and takes turns.
+    """
     if plan.sweep.searcher != "tpe":
-        return BasicVariantGenerator(random_state=plan.base.seed)
+        # Ray Tune's own max_concurrent_trials says nothing to this one.
+        at_once = 0 if plan.sweep.scheduler == "pbt" else at_a_time
+        return BasicVariantGenerator(max_concurrent=at_once, random_state=plan.base.seed)
     several = plan.sweep.goal == "front"
-    return OptunaSearch(
+    sampler = OptunaSearch(
         metric=_ACCURACIES if several else _SCORE,
         mode=["max"] * len(_ACCURACIES) if several else "max",
         seed=plan.base.seed,
     )
+    return ConcurrencyLimiter(sampler, max_concurrent=at_a_time)
 
 
 def scheduler(plan: SweepPlan) -> TrialScheduler:

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from ray.tune.experiment import Experiment
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
+from ray.tune.search import Searcher, SearchGenerator
 
 from distsens.distributed.tuning import Halving, Within, param_space, scheduler, searcher
 from distsens.search import Choice, Integers, LogUniform, SweepPlan, Uniform
@@ -33,13 +34,13 @@ class Trial:
 
 
 def _drawn_at_random(plan: SweepPlan) -> list[dict[str, Any]]:
-    generator = searcher(plan)
+    generator = searcher(plan, 20)
     generator.add_configurations([Experiment("e", lambda _: None, config=param_space(plan), num_samples=20)])
     return [generator.next_trial().config for _ in range(20)]
 
 
 def _drawn_by_tpe(plan: SweepPlan) -> list[dict[str, Any]]:
-    sampler = searcher(plan)
+    sampler = searcher(plan, 20)
     sampler.set_search_properties("score", "max", param_space(plan))
     drawn = []
     for number in range(20):
@@ -59,6 +60,22 @@ def test_whoever_draws_stays_within_the_space_and_draws_the_same_again(name: str
         assert values["stabilize.distance"] in ("l1", "l2")
         plan.experiment(values)
     assert {values["attack.steps"] for values in drawn} == {1, 2, 3}
+
+
+@pytest.mark.parametrize("settings", [{"searcher": "random"}, {"searcher": "tpe"}])
+def test_no_more_trials_are_drawn_than_may_run_at_a_time(settings: dict[str, Any]) -> None:
+    plan = SweepPlan.parse({**RECIPE, "sweep": {"trials": 9, **settings}})
+    drawing = searcher(plan, 2)
+    if isinstance(drawing, Searcher):
+        drawing.set_search_properties("score", "max", param_space(plan))
+        drawing = SearchGenerator(drawing)
+    drawing.add_configurations([Experiment("e", lambda _: None, config=param_space(plan), num_samples=9)])
+    first, second = drawing.next_trial(), drawing.next_trial()
+    assert drawing.next_trial() is None
+    drawing.on_trial_complete(first.trial_id, {"score": 1.0})
+    assert drawing.next_trial() is not None
+    assert drawing.next_trial() is None
+    assert second is not None
 
 
 def test_perturbed_values_stay_within_the_space() -> None:

@@ -6,7 +6,10 @@ import itertools
 import json
 import os
 import signal
+import time
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -18,20 +21,30 @@ from distsens.storage import open_place, read_json
 
 pytestmark = pytest.mark.ray
 
-# A trial whose learning rate is absurd is not finite within an epoch: it fails, and the sweep goes on.
-SEEDS: dict[str, Any] = {
+# One after another: a trial that comes to its end, one that learns nothing (ASHA ends it at the first rung), one that
+# is not finite within an epoch (it fails, and the sweep goes on), and another good one.
+RECIPE: dict[str, Any] = {
     "extends": "quickstart",
     "data": {"limit": 512},
     "model": {"name": "lenet5"},
     "threat": {"eps": 0.05},
-    "training": {"epochs": 3, "batch_size": 32},
+    "training": {"epochs": 4, "batch_size": 32},
     "attack": {"steps": 2},
     "validation": {"steps": 2},
     "test": {"steps": 3, "restarts": 1},
     "stabilize": {"warmup_start": 0, "weight": 0.2},
     "workers": {"num": 1, "max_failures": 0},
-    "search": {"training.lr": {"grid": [3.0e-3, 1.0e30]}, "seed": {"grid": [0, 1]}},
-    "sweep": {"searcher": "grid", "judged_images": 10, "finalists": 2},
+    "seed": 1,
+    "search": {"training.lr": {"grid": [3.0e-3, 1.0e-9, 1.0e30, 4.0e-3]}},
+    "sweep": {
+        "searcher": "grid",
+        "scheduler": "asha",
+        "reduction": 2,
+        "rungs": [{"training.epochs": 3}],
+        "concurrent": 1,
+        "judged_images": 10,
+        "finalists": 2,
+    },
 }
 
 
@@ -46,57 +59,115 @@ def sweep_runs(job: Any) -> tuple[Any, list[Any]]:
     return parents[0], children
 
 
+@dataclass
+class Killed:
+    """A sweep whose driver was killed when one of its trials had ended."""
+
+    job: Any
+    name: str
+
+    @property
+    def folder(self) -> Path:
+        return Path(self.job.storage / self.name)
+
+    @property
+    def tune_state(self) -> Path:
+        """The newest that Ray Tune has written."""
+        return max(self.folder.glob("tune/experiment_state-*.json"))
+
+    def files(self) -> dict[Path, int]:
+        """What its trials have left, by the time of writing."""
+        return {path: path.stat().st_mtime_ns for path in self.folder.glob("trials/**/*") if path.is_file()}
+
+    def results(self) -> dict[Path, int]:
+        """Of them what makes rungs done."""
+        return {path: time for path, time in self.files().items() if path.name == "result.json"}
+
+
 @pytest.fixture(scope="module")
-def resumed(make_job: Callable[..., Any]) -> tuple[Any, dict[str, Any], set[str]]:
-    """A grid over seeds whose driver was killed when its first trial had ended, resumed to its end."""
+def killed(make_job: Callable[..., Any]) -> Killed:
     job = make_job("tune.py")
-    recipe = job.folder / "seeds.yaml"
-    recipe.write_text(yaml.safe_dump(SEEDS))
+    recipe = job.folder / "rates.yaml"
+    recipe.write_text(yaml.safe_dump(RECIPE))
     process = job.start("--recipe", str(recipe))
-    for _ in range(2):
-        process.wait_for("trial ")
+    while "finished" not in process.wait_for("trial   0"):
+        pass
+    found = Killed(job, next(line.removeprefix("sweep ") for line in process.lines if line.startswith("sweep ")))
+    deadline = time.monotonic() + 20  # Ray Tune writes its state down every two seconds
+    while "TERMINATED" not in found.tune_state.read_text():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
     os.killpg(process.popen.pid, signal.SIGKILL)
     process.popen.wait(timeout=60)
-    sweep = next(line.removeprefix("sweep ") for line in process.lines if line.startswith("sweep "))
-    done = {str(path) for path in (job.storage / sweep / "trials").glob("*/rung-1/result.json")}
-    assert len(done) >= 2
-    written = {path: os.stat(path).st_mtime_ns for path in done}
-    summary = job.finish("--resume", sweep)
-    assert {path: os.stat(path).st_mtime_ns for path in done} == written, "a finished trial was trained again"
-    return job, summary, done
+    assert len(found.results()) >= 2, "both rungs of the trial that came to its end"
+    return found
+
+
+@pytest.fixture(scope="module")
+def refused(killed: Killed) -> tuple[Any, dict[Path, int], dict[Path, int]]:
+    """An attempt to resume it while Ray Tune's state is cut in half; what its trials had left before and after."""
+    newest = killed.tune_state
+    state, before = newest.read_bytes(), killed.files()
+    newest.write_bytes(state[: len(state) // 2])
+    process = killed.job.run("--resume", killed.name)
+    after = killed.files()
+    newest.write_bytes(state)
+    return process, before, after
+
+
+@pytest.fixture(scope="module")
+def resumed(killed: Killed, refused: Any) -> tuple[Any, dict[str, Any]]:
+    """The sweep resumed to its end."""
+    done = killed.results()
+    summary = killed.job.finish("--resume", killed.name)
+    assert {path: killed.results()[path] for path in done} == done, "a rung that was done was trained again"
+    return killed.job, summary
 
 
 @pytest.mark.drill
-def test_a_killed_sweep_is_resumed_to_its_end_without_repeating_a_trial(
-    resumed: tuple[Any, dict[str, Any], set[str]],
+def test_a_sweep_whose_tune_state_cannot_be_read_is_refused_in_one_line_and_loses_nothing(
+    refused: tuple[Any, dict[Path, int], dict[Path, int]],
 ) -> None:
-    _, summary, _ = resumed
+    process, before, after = refused
+    assert process.popen.returncode == 2
+    assert len(process.lines) == 1, process.output
+    assert process.output.startswith("error: resume: got 'rates-")
+    assert "is damaged" in process.output
+    assert before
+    assert after == before
+
+
+@pytest.mark.drill
+def test_a_killed_sweep_is_resumed_to_its_end_and_asha_knows_the_scores_from_before(
+    resumed: tuple[Any, dict[str, Any]],
+) -> None:
+    _, summary = resumed
     assert summary["status"] == "finished"
-    assert sorted((one["values"]["training.lr"], one["values"]["seed"]) for one in summary["trials"]) == [
-        (3e-3, 0),
-        (3e-3, 1),
-        (1e30, 0),
-        (1e30, 1),
+    assert [(one["values"]["training.lr"], one["status"], sorted(one["rungs"])) for one in summary["trials"]] == [
+        (3e-3, "finished", ["1", "2"]),
+        (1e-9, "stopped", ["1"]),  # worse than the trial that ended before the kill: alone it would have gone on
+        (1e30, "failed", ["1"]),
+        (4e-3, "finished", ["1", "2"]),
     ]
-    assert all(one["rungs"]["1"]["epochs"] == 3 for one in summary["trials"] if one["status"] == "finished")
+    epochs = [[rung["epochs"] for rung in one["rungs"].values()] for one in summary["trials"]]
+    assert epochs == [[3, 4], [3], [0], [3, 4]]
 
 
 @pytest.mark.drill
 def test_trials_that_are_not_finite_are_recorded_as_failed_and_the_sweep_goes_on(
-    resumed: tuple[Any, dict[str, Any], set[str]],
+    resumed: tuple[Any, dict[str, Any]],
 ) -> None:
-    _, summary, _ = resumed
+    _, summary = resumed
     failures = {one["values"]["training.lr"]: one["failure"] for one in summary["trials"] if one["status"] == "failed"}
     assert set(failures) == {1e30}
     assert "became NaN or infinite" in failures[1e30]
-    assert [one["status"] for one in summary["trials"]].count("finished") == 2
 
 
 @pytest.mark.drill
 def test_mlflow_holds_one_run_for_the_sweep_one_for_each_trial_and_the_champions(
-    resumed: tuple[Any, dict[str, Any], set[str]],
+    resumed: tuple[Any, dict[str, Any]],
 ) -> None:
-    job, summary, _ = resumed
+    job, summary = resumed
     parent, children = sweep_runs(job)
     assert parent.info.run_id == summary["mlflow_run_id"]
     assert parent.info.status == "FINISHED"
@@ -111,36 +182,36 @@ def test_mlflow_holds_one_run_for_the_sweep_one_for_each_trial_and_the_champions
         steps = [point.step for point in client.get_metric_history(run.info.run_id, "validation/robust_accuracy")]
         assert steps == sorted(set(steps)), "an epoch was logged twice"
         if one["status"] == "finished":
-            assert steps == [0, 1, 2, 3]
-            assert run.data.metrics["robust_accuracy"] == one["rungs"]["1"]["robust"]
+            assert steps == list(range(8)), "three epochs at the first rung, four at the second"
+            assert run.data.metrics["robust_accuracy"] == one["rungs"]["2"]["robust"]
 
 
 @pytest.mark.drill
 def test_the_champion_is_the_finalist_that_autoattack_leaves_most_of_and_is_registered_with_its_lineage(
-    resumed: tuple[Any, dict[str, Any], set[str]],
+    resumed: tuple[Any, dict[str, Any]],
 ) -> None:
-    job, summary, _ = resumed
+    job, summary = resumed
     champion = summary["champion"]
     finalists = {one["trial"]: one["autoattack"] for one in summary["trials"] if one["autoattack"] is not None}
     assert len(finalists) == 2
     assert finalists[champion["trial"]] == max(finalists.values())
     assert champion["test"]["images"] == 360
     client = MlflowClient(f"sqlite:///{job.storage}/mlflow.db")
-    version = client.get_model_version_by_alias("seeds", "champion")
+    version = client.get_model_version_by_alias("rates", "champion")
     assert version.run_id == champion["mlflow_run_id"]
     assert version.tags["sweep_run_id"] == summary["mlflow_run_id"]
     assert version.tags["trial"] == champion["trial"]
-    assert champion["registered"] == "models:/seeds@champion"
+    assert champion["registered"] == "models:/rates@champion"
 
 
 @pytest.mark.drill
-def test_the_sweep_leaves_its_report_figures_and_tables(resumed: tuple[Any, dict[str, Any], set[str]]) -> None:
-    job, summary, _ = resumed
+def test_the_sweep_leaves_its_report_figures_and_tables(resumed: tuple[Any, dict[str, Any]]) -> None:
+    job, summary = resumed
     folder = job.storage / summary["sweep"] / "report"
     table = pd.read_parquet(folder / "trials.parquet")
     assert set(table["trial"]) == {one["trial"] for one in summary["trials"]}
     assert set(table.loc[table["front"], "trial"]) == set(summary["front"])
-    assert "Sweep seeds-" in (folder / "report.html").read_text()
+    assert "Sweep rates-" in (folder / "report.html").read_text()
     client = MlflowClient(f"sqlite:///{job.storage}/mlflow.db")
     logged = {one.path for one in client.list_artifacts(summary["mlflow_run_id"])}
     assert {"report.html", "trials.parquet", "front.csv", "figures", "findings.txt"} <= logged
@@ -148,9 +219,9 @@ def test_the_sweep_leaves_its_report_figures_and_tables(resumed: tuple[Any, dict
 
 @pytest.mark.drill
 def test_a_sweep_that_is_done_is_done_when_it_is_resumed_from_another_folder(
-    resumed: tuple[Any, dict[str, Any], set[str]], make_job: Callable[..., Any]
+    resumed: tuple[Any, dict[str, Any]], make_job: Callable[..., Any]
 ) -> None:
-    job, summary, _ = resumed
+    job, summary = resumed
     before = sweep_runs(job)[1]
     again = make_job("tune.py").finish("--resume", str(job.storage / summary["sweep"]))
     assert (again["status"], again["champion"]) == ("finished", summary["champion"])
@@ -158,16 +229,16 @@ def test_a_sweep_that_is_done_is_done_when_it_is_resumed_from_another_folder(
 
 
 @pytest.mark.drill
-def test_a_trial_over_seeds_is_the_same_as_a_separate_run(
-    resumed: tuple[Any, dict[str, Any], set[str]], make_job: Callable[..., Any]
+def test_a_trials_last_rung_is_the_same_as_a_separate_run(
+    resumed: tuple[Any, dict[str, Any]], make_job: Callable[..., Any]
 ) -> None:
-    job, summary, _ = resumed
-    recipe = {key: value for key, value in SEEDS.items() if key not in ("search", "sweep")}
+    job, summary = resumed
+    recipe = {key: value for key, value in RECIPE.items() if key not in ("search", "sweep")}
     alone = make_job("train.py")
     (alone.folder / "alone.yaml").write_text(yaml.safe_dump(recipe))
-    run = alone.finish("--recipe", str(alone.folder / "alone.yaml"), "--training.lr", "3e-3", "--seed", "1")
-    trial = next(one for one in summary["trials"] if one["values"] == {"training.lr": 3e-3, "seed": 1})
-    result = json.loads((job.storage / summary["sweep"] / "trials" / trial["trial"] / "rung-1/result.json").read_text())
+    run = alone.finish("--recipe", str(alone.folder / "alone.yaml"), "--training.lr", "3e-3")
+    trial = next(one for one in summary["trials"] if one["values"] == {"training.lr": 3e-3})
+    result = json.loads((job.storage / summary["sweep"] / "trials" / trial["trial"] / "rung-2/result.json").read_text())
     client = MlflowClient(run["mlflow_uri"])
     for metric in ("loss", "validation/robust_accuracy", "sensitivity/absolute/network.conv1"):
         history = {point.step: point.value for point in client.get_metric_history(run["mlflow_run_id"], metric)}
@@ -178,17 +249,15 @@ def test_a_trial_over_seeds_is_the_same_as_a_separate_run(
 @pytest.mark.drill
 def test_a_population_in_a_bucket_is_interrupted_and_its_worse_trial_goes_on_from_the_better_one(
     make_job: Callable[..., Any],
-    nothing_left: Callable[..., None],
+    no_actor_left: Callable[[], None],
     moto: dict[str, str],
-    forked: dict[str, str],
     use_s3: Callable[[Mapping[str, str]], str],
 ) -> None:
-    job = make_job("tune.py", alone=True)
+    job = make_job("tune.py")
     job.storage_url = f"{use_s3(moto)}/sweeps"
-    job.environment = {**job.environment, **moto, **forked}
     recipe = {
-        **SEEDS,
-        "training": {**SEEDS["training"], "epochs": 5},
+        **RECIPE,
+        "training": {**RECIPE["training"], "epochs": 5},
         # Drawn far apart, so that one is the worse throughout.
         "search": {"training.lr": {"loguniform": [1.0e-6, 1.0e-2]}},
         "sweep": {"trials": 2, "scheduler": "pbt", "interval": 1, "judged_images": 10},
@@ -204,7 +273,7 @@ def test_a_population_in_a_bucket_is_interrupted_and_its_worse_trial_goes_on_fro
     assert (first["status"], first["champion"]) == ("interrupted", None)
     assert first["best"] is not None
     assert "best first" in process.output
-    nothing_left(but=("ray::DashboardAgent", "ray::RuntimeEnvAgent"))
+    no_actor_left()
     summary = job.finish("--resume", f"{job.storage_url}/{first['sweep']}")
     assert [one["status"] for one in summary["trials"]] == ["finished", "finished"]
     parent, children = sweep_runs(job)
@@ -227,10 +296,10 @@ def test_a_population_in_a_bucket_is_interrupted_and_its_worse_trial_goes_on_fro
 
 def test_a_dry_run_on_a_cluster_refuses_a_champion_that_it_cannot_hold(make_job: Callable[..., Any]) -> None:
     job = make_job("tune.py")
-    champion = ("--sweep.champion.workers.num", "3")
+    champion = ("--sweep.champion.workers.num", "4")
     refused = job.run("--recipe", "tune-quickstart", "--workers.num", "1", *champion, "--dry-run")
     assert refused.popen.returncode == 2
-    assert refused.output == "error: workers.num: got 3; the cluster has room for 2 workers of 1 CPU each"
+    assert refused.output == "error: workers.num: got 4; the cluster has room for 3 workers of 1 CPU each"
 
 
 def test_optuna_searches_the_front_with_two_workers_a_trial_and_a_sweep_that_fails_too_often_ends(
@@ -238,11 +307,12 @@ def test_optuna_searches_the_front_with_two_workers_a_trial_and_a_sweep_that_fai
 ) -> None:
     job = make_job("tune.py")
     recipe = {
-        **SEEDS,
-        "training": {**SEEDS["training"], "epochs": 1},
+        **RECIPE,
+        "training": {**RECIPE["training"], "epochs": 1},
         "workers": {"num": 2},
+        "seed": 0,  # draws the good rate first, and then the other
         "search": {"training.lr": {"choice": [3.0e-3, 1.0e30]}, "stabilize.weight": {"loguniform": [0.1, 1.0]}},
-        "sweep": {"trials": 9, "searcher": "tpe", "goal": "front", "max_failed": 1, "judged_images": 0},
+        "sweep": {"trials": 3, "searcher": "tpe", "goal": "front", "max_failed": 0, "judged_images": 0},
     }
     path = job.folder / "front.yaml"
     path.write_text(yaml.safe_dump(recipe))
@@ -250,9 +320,8 @@ def test_optuna_searches_the_front_with_two_workers_a_trial_and_a_sweep_that_fai
     summary = json.loads((job.folder / "s.json").read_text())
     assert process.popen.returncode == 1, process.output
     assert summary["status"] == "failed"
-    assert "trials failed, more than sweep.max_failed (1)" in summary["message"]
-    assert {one["status"] for one in summary["trials"]} >= {"finished", "failed"}
-    assert len(summary["trials"]) < 9
+    assert "1 trials failed, more than sweep.max_failed (0)" in summary["message"]
+    assert [one["status"] for one in summary["trials"]][:2] == ["finished", "failed"]
     assert summary["front"]
     assert "1 at a time (2 workers each" in process.output
     parent, _ = sweep_runs(job)
