@@ -28,7 +28,7 @@ settings.load_profile("distsens")
 # Files whose tests share what takes many seconds to start, one process for each line: a Ray, an S3 server, a cluster.
 # The longest come first, so that no process waits for another at the end.
 _TOGETHER = {
-    "stack": ("infra/test_stack.py", "jobs/test_submit.py"),
+    "stack": ("infra/test_stack.py",),
     "train": ("jobs/test_train.py", "jobs/test_train_bucket.py", "jobs/test_benchmark.py"),
     "jobs": ("jobs/test_tune.py", "jobs/test_evaluate.py", "jobs/test_analyze.py", "jobs/test_lost_nodes.py"),
     "clusters": ("cluster/test_local.py", "cluster/test_hosts.py", "distributed/test_autoscaling.py"),
