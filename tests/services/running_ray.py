@@ -16,12 +16,18 @@ from processes import end_processes_with
 
 OPEN = {"RAY_AUTH_MODE": "disabled"}
 
-_RUNS = """
+# Without what nobody asks here: its dashboard, its autoscaler, and who passes on what workers print.
+_HEAD = """
 import sys
-import ray
-ray.init(address="local", num_cpus={cpus}, include_dashboard=False, log_to_driver=False)
-print("address", ray.get_runtime_context().gcs_address, flush=True)
+from ray.cluster_utils import Cluster
+
+without = {{"include_dashboard": False, "include_log_monitor": False, "no_monitor": True}}
+cluster = Cluster(initialize_head=True, head_node_args={{"num_cpus": {cpus}, **without}})
+print("address", cluster.address, flush=True)
+"""
+_STAYS = """
 sys.stdin.read()
+cluster.shutdown()
 """
 
 
@@ -38,6 +44,7 @@ def private_environment() -> Iterator[dict[str, str]]:
         "TMPDIR": str(folder / "r"),
         "HOME": str(folder / "home"),
         "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
+        "REPORTER_UPDATE_INTERVAL_MS": "60000",  # of what Ray's agent measures, which costs more than is used here
         "PYTHONUNBUFFERED": "1",
     }
     (folder / "home").mkdir()
@@ -53,7 +60,7 @@ def running_ray(variables: Mapping[str, str], cpus: int) -> Iterator[dict[str, s
     """Environment of a job that joins a Ray with these variables and so many cores, whatever this machine has."""
     with private_environment() as environment:
         environment |= {**variables, **OPEN}
-        with _program(_RUNS.format(cpus=cpus), environment) as (_, address):
+        with _program(_HEAD.format(cpus=cpus) + _STAYS, environment) as (_, address):
             yield {**environment, "RAY_ADDRESS": address}
 
 
@@ -78,11 +85,6 @@ def _program(code: str, environment: dict[str, str]) -> Iterator[tuple[subproces
 
 # A word a line: `add` a node of one core, or `lose` the newest of them, as when its machine is switched off.
 _NODES = """
-import sys
-from ray.cluster_utils import Cluster
-
-cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
-print("address", cluster.address, flush=True)
 nodes = []
 for line in sys.stdin:
     if line == "add\\n":
@@ -122,5 +124,5 @@ def ray_of_nodes(variables: Mapping[str, str]) -> Iterator[Nodes]:
     """A Ray without a node but its head, for jobs that join it with these variables."""
     with private_environment() as environment:
         environment |= {**variables, **OPEN}
-        with _program(_NODES, environment) as (process, address):
+        with _program(_HEAD.format(cpus=0) + _NODES, environment) as (process, address):
             yield Nodes({**environment, "RAY_ADDRESS": address}, process)
