@@ -8,8 +8,8 @@ PORT ?= 5000
 train: setup ## Train the quickstart recipe on this machine
 	@$(BIN)/python jobs/train.py --recipe quickstart
 
-# Twice as many processes as cores: tests wait for servers, for kills and for one another's jobs.
-PROCESSES := $(shell expr 2 '*' $$(nproc 2> /dev/null || echo 2))
+# One process more than cores: tests wait at times, for servers and for what they kill; each takes gigabytes.
+PROCESSES := $(shell expr $$(nproc 2> /dev/null || echo 2) + 1)
 # Compiled tests are kept, whatever the environment says: each process would compile them anew.
 PYTEST := env -u PYTHONDONTWRITEBYTECODE $(BIN)/python -m pytest \
 	--numprocesses $(PROCESSES) --maxprocesses 8 --dist loadgroup --no-loadscope-reorder
