@@ -12,7 +12,7 @@ train: setup ## Train the quickstart recipe on this machine
 PROCESSES := $(shell expr $$(nproc 2> /dev/null || echo 2) + 1)
 # Compiled tests are kept, whatever the environment says: each process would compile them anew.
 PYTEST := env -u PYTHONDONTWRITEBYTECODE $(BIN)/python -m pytest \
-	--numprocesses $(PROCESSES) --maxprocesses 8 --dist loadgroup --no-loadscope-reorder
+	--numprocesses $(PROCESSES) --maxprocesses 8 --dist loadscope --no-loadscope-reorder
 
 test: check ## Lint, types, architecture, then the tests
 	@$(PYTEST) -m "not drill"

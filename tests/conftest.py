@@ -6,6 +6,7 @@ import os
 import secrets
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import boto3
 import ceph_server
@@ -48,12 +49,21 @@ def _group(path: Path) -> tuple[int, str]:
     return len(_TOGETHER), name
 
 
-@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests of a file go to one process, and so do files that share a server; what takes longest comes first."""
+    """What takes longest comes first."""
     items.sort(key=lambda item: _group(item.path)[0])
-    for item in items:
-        item.add_marker(pytest.mark.xdist_group(_group(item.path)[1]))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Tests of a file go to one process, and so do files that share a server."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByGroup(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return _group(config.rootpath / nodeid.partition("::")[0])[1]
+
+    return ByGroup(config, log)
 
 
 @pytest.fixture(scope="session", autouse=True)
