@@ -37,7 +37,8 @@ def sample_keys(samples: Tensor, *context: int | str) -> Tensor:
     Parameters
     ----------
     samples : (N,) integer tensor, the samples' numbers in their data set.
-    context : what else the numbers depend on, e.g. ``seed, epoch, "attack"``. Order matters.
+    context : what else the numbers depend on, e.g. ``seed, epoch, "attack"``. Order matters; integers are taken modulo
+        2**62.
 
     Returns
     -------
