@@ -17,7 +17,7 @@ PYTEST := env -u PYTHONDONTWRITEBYTECODE $(BIN)/python -m pytest \
 test: check ## Lint, types, architecture, then the tests
 	@$(PYTEST) -m "not drill"
 
-drills: setup ## The tests that take long: clusters of several nodes, hosts and servers, submitted jobs, what is killed and resumed
+drills: setup ## The slow tests: clusters of several nodes, hosts and servers, submitted jobs, what is killed, the peers themselves
 	@$(PYTEST) -m drill --timeout 600
 
 proof: check ## Both, by the same processes
