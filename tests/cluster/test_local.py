@@ -222,8 +222,6 @@ def test_ctrl_c_leaves_the_job_running_and_says_how_to_see_and_stop_it(cluster: 
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
-        # Whoever runs the tests in the background may have it ignored.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     ) as process:
         try:
             assert process.stdout is not None
