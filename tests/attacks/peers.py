@@ -225,7 +225,7 @@ def _of_fgsm(name: str, threat: Threat) -> Comparison:
 
 _STANDING = 1.5
 _COUNT, _FAB_COUNT = 400, 120
-_TARGETS, _TARGETED_STEPS, _FAB_TARGETS = 3, 50, 4
+_TARGETS, _TARGETED_STEPS, _FAB_TARGETS = 4, 100, 4
 _THREATS = [Threat("linf", 0.13), Threat("l2", 0.6), Threat("l1", 1.8)]
 _FAB_THREATS = [Threat("linf", 0.12), Threat("l2", 0.6), Threat("l1", 1.7)]
 
