@@ -223,6 +223,7 @@ def build_step(experiment: Experiment, state: TrainingState, model: nn.Module, l
         experiment.training.gradient_clip,
         world()[1],
         experiment.training.batch_norm,
+        experiment.training.sync_batch_norm,
     )
     return FreeStep(step, experiment.objective.replays) if experiment.objective.name == "free_at" else step
 

@@ -217,7 +217,12 @@ class Training(Section):
     """Optimisation."""
 
     epochs: Count = Field(20, ge=1, description="Passes over the training set.")
-    batch_size: Count = Field(128, ge=1, description="Images in a step, over all workers together.")
+    batch_size: Count = Field(
+        128,
+        ge=1,
+        description="Images in a step, over all workers together; the last batch of an epoch is dropped where it is "
+        "not full.",
+    )
     optimizer: Literal["sgd", "adamw"] = Field("sgd", description="Optimizer (SGD with Nesterov momentum).")
     lr: Number = Field(0.1, gt=0, description="Highest learning rate.")
     momentum: Number = Field(0.9, ge=0, lt=1, description="SGD: momentum.")
@@ -249,7 +254,11 @@ class Training(Section):
         description="Statistics of benign images and adversarial twins: joint, or separate for each half; running "
         "statistics from both halves, or from the adversarial or benign one alone.",
     )
-    sync_batch_norm: bool = Field(False, description="Batch norm by the statistics of all workers' images.")
+    sync_batch_norm: bool = Field(
+        True,
+        description="Several workers: batch norm by the statistics of all their images, so that their number does not "
+        "matter; false: each by those of its own.",
+    )
 
 
 class OverfittingAlarm(Section):

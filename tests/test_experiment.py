@@ -326,7 +326,7 @@ OTHER: dict[str, Any] = {
     "training.awp_warmup": 0.1,
     "training.ema_decay": 0.99,
     "training.batch_norm": "separate",
-    "training.sync_batch_norm": True,
+    "training.sync_batch_norm": False,
     "training.precision": "bf16",
     "training.patience": 4,
     "alarm.action": "rollback",

@@ -20,7 +20,7 @@ from distsens.experiment import Experiment
 from distsens.sensitivity import neuron_counts
 from distsens.storage import LocalPlace, Place, open_place
 from distsens.tracking import check_tracking, without_password
-from distsens.training import keeping_statistics
+from distsens.training import keeping_statistics, own_forwards
 
 TRACKING_VARIABLE = "MLFLOW_TRACKING_URI"
 _FILES_NAMED = 5
@@ -65,7 +65,7 @@ def check(experiment: Experiment, tell: Callable[[str], None] = lambda _: None) 
         storage,
         uri,
         artifacts,
-        (*left_out_notices(dataset), *_notices(experiment)),
+        (*left_out_notices(dataset), *_notices(experiment), *_statistics_notices(experiment, model)),
     )
 
 
@@ -188,9 +188,10 @@ def _check_halves(experiment: Experiment, model: nn.Module, shape: tuple[int, in
     training, workers = experiment.training, experiment.workers.num
     objective, stabilizer = assembly.build_objective(experiment), assembly.build_stabilizer(experiment, {}, _CPU)
     both = objective.uses_benign and objective.uses_adversarial
-    if training.batch_norm == "joint" or training.sync_batch_norm or stabilizer is None or both:
+    if training.batch_norm == "joint" or stabilizer is None or both:
         return
-    shares = [rank_share(training.batch_size, rank, workers) for rank in range(workers)]
+    sharing = 1 if training.sync_batch_norm else workers  # of whose images the statistics are
+    shares = [rank_share(training.batch_size, rank, sharing) for rank in range(sharing)]
     sizes = [(share.start, share.stop - share.start) for share in shares]
     if all(len(range(size)[stabilizer.pairs(start, size)]) != 1 for start, size in sizes):
         return
@@ -200,7 +201,8 @@ def _check_halves(experiment: Experiment, model: nn.Module, shape: tuple[int, in
         with torch.no_grad(), keeping_statistics(model):
             model(torch.zeros(1, *shape))
     except ValueError:
-        allowed = "joint, or more stabilize.pairs: a worker compares one pair, and one image has no statistics here"
+        who = "a worker" if sharing > 1 else "a batch"
+        allowed = f"joint, or more stabilize.pairs: {who} compares one pair, and one image has no statistics here"
         raise InputError("training.batch_norm", training.batch_norm, allowed) from None
     finally:
         model.train(before)
@@ -233,6 +235,17 @@ def _check_gradients(experiment: Experiment, model: nn.Module, shape: tuple[int,
             f"several workers need a gradient of every parameter, and {unused[0]} has none: freeze it "
             f"(requires_grad_(False)), or take workers.num 1",
         )
+
+
+def _statistics_notices(experiment: Experiment, model: nn.Module) -> tuple[str, ...]:
+    """Layers of whose statistics we do not know whether the workers share them."""
+    names = own_forwards(model)
+    if experiment.workers.num == 1 or not experiment.training.sync_batch_norm or not names:
+        return ()
+    return (
+        f"{len(names)} batch-norm layers have a forward of their own ({names[0]}): where it does not call that of "
+        "torch, the statistics stay those of each worker, and the number of workers matters",
+    )
 
 
 def _notices(experiment: Experiment) -> tuple[str, ...]:

@@ -33,7 +33,6 @@ from distsens.training import (
     TrainingStoppedError,
     Watchers,
     load_weights,
-    synchronised,
     train,
 )
 
@@ -164,11 +163,7 @@ class _Worker:
         return train(state, step, images, labels, plan, watchers, self.job.until, read)
 
     def _distributed(self, model: nn.Module) -> nn.Module:
-        if self.size == 1:
-            return model
-        return DistributedDataParallel(
-            synchronised(model, self.device) if self.experiment.training.sync_batch_norm else model
-        )
+        return DistributedDataParallel(model) if self.size > 1 else model
 
     def _split(self, name: str) -> tuple[Images, Tensor]:
         images, labels = ray.get([self.job.arrays[f"{name}/images"], self.job.arrays[f"{name}/labels"]])

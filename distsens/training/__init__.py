@@ -24,7 +24,7 @@ from distsens.training.state import (
     weights_to_bytes,
 )
 from distsens.training.step import Batch, StepResult, TrainingStep
-from distsens.training.sync_batch_norm import WorkersBatchNorm, synchronised
+from distsens.training.sync_batch_norm import own_forwards, sharing_statistics
 from distsens.training.weight_perturbation import perturbed_weights
 
 __all__ = [
@@ -46,7 +46,6 @@ __all__ = [
     "TrainingStoppedError",
     "Validation",
     "Watchers",
-    "WorkersBatchNorm",
     "best_epoch",
     "broadcast_module",
     "catastrophic_overfitting",
@@ -55,13 +54,14 @@ __all__ = [
     "keeping_statistics",
     "load_weights",
     "normalising_halves",
+    "own_forwards",
     "perturbed_weights",
     "ramp",
     "robust_overfitting",
     "rolled_back",
+    "sharing_statistics",
     "stored_history",
     "sum_over_workers",
-    "synchronised",
     "train",
     "weights_to_bytes",
     "world",

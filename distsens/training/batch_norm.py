@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from distsens.errors import InputError
+from distsens.training.sync_batch_norm import shares_statistics
 
 BatchNormHalves = Literal["joint", "separate", "adversarial", "benign"]
 """How the two halves of a training forward are normalised.
@@ -61,7 +62,7 @@ def _training_layers(model: nn.Module) -> list[_BatchNorm]:
 
 def _by_halves(layer: _BatchNorm, boundary: int, count: int, how: BatchNormHalves) -> Callable[[Tensor], Tensor]:
     whole = layer.forward
-    shared = not isinstance(layer, nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d)
+    shared = shares_statistics(layer)
 
     def forward(inputs: Tensor) -> Tensor:
         if len(inputs) != count:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -16,6 +16,7 @@ from distsens.objectives import Objective
 from distsens.sensitivity import ActivationProbe, Stabilizer
 from distsens.training.batch_norm import BatchNormHalves, keeping_statistics, normalising_halves
 from distsens.training.halves import Halves
+from distsens.training.sync_batch_norm import sharing_statistics
 from distsens.training.weight_perturbation import perturbed_weights
 
 
@@ -67,6 +68,7 @@ class TrainingStep:
     gradient_clip : largest norm of the gradient, or None.
     world_size : number of workers that share a global batch.
     batch_norm : which statistics normalise the two halves, see ``BatchNormHalves``.
+    sync_batch_norm : take those of all workers' images, so that they are the statistics of the global batch.
     """
 
     model: nn.Module
@@ -79,6 +81,7 @@ class TrainingStep:
     gradient_clip: float | None = None
     world_size: int = 1
     batch_norm: BatchNormHalves = "joint"
+    sync_batch_norm: bool = True
 
     def begin_epoch(self) -> None:
         """Put the model in training mode."""
@@ -117,12 +120,14 @@ class TrainingStep:
         """
         began = _now(batch.images)
         halves = Halves.of(self.objective, batch.images, twins, self._compared(batch, sns_weight))
-        loss, sums = self._loss(batch, halves, sns_weight)
-        self._backward(loss)
-        if awp_gamma > 0.0:
-            # What is told, measured and tracked is that of the weights themselves, which are also those validated.
-            with perturbed_weights(self.model, awp_gamma), keeping_statistics(self.model):
-                self._backward(self._loss(batch, halves, sns_weight, measure=False)[0])
+        # Around the backward passes too, in which a network that saves memory runs its layers once more.
+        with sharing_statistics(self.model) if self.world_size > 1 and self.sync_batch_norm else nullcontext():
+            loss, sums = self._loss(batch, halves, sns_weight)
+            self._backward(loss)
+            if awp_gamma > 0.0:
+                # What is told, measured and tracked is that of the weights themselves, which are also validated.
+                with perturbed_weights(self.model, awp_gamma), keeping_statistics(self.model):
+                    self._backward(self._loss(batch, halves, sns_weight, measure=False)[0])
         norm = self._update()
         evaluations = float(len(twins)) if twins.requires_grad else 0.0
         told = {"gradient_evaluations": evaluations, "attack_seconds": 0.0, "seconds": _now(batch.images) - began}

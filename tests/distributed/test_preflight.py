@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from distsens.distributed.preflight import TRACKING_VARIABLE, check, storage_url, tracking_places
+from distsens.distributed.preflight import TRACKING_VARIABLE, Checked, check, storage_url, tracking_places
 from distsens.errors import InputError
 from distsens.experiment import Experiment
 from distsens.storage import open_place
@@ -77,11 +78,19 @@ def frozen(*, shape, classes):
 
 def deaf(*, shape, classes):
     return Network(shape, classes, False, False)
+
+class Norm(nn.BatchNorm1d):
+    def forward(self, rows):
+        return rows * self.weight + self.bias
+
+def normed(*, shape, classes):
+    return nn.Sequential(nn.Flatten(), nn.Linear(shape[1] * shape[2], 8), Norm(8), nn.Linear(8, classes))
 """
 
 
-def checked(name: str, workers: int) -> None:
-    check(Experiment.parse({"model": {"name": f"networks:{name}"}, "workers": {"num": workers}}))
+def checked(name: str, workers: int, **training: Any) -> Checked:
+    model, number = {"name": f"networks:{name}"}, {"num": workers}
+    return check(Experiment.parse({"model": model, "workers": number, "training": training}))
 
 
 def test_parameters_without_a_gradient_are_refused_where_ddp_would_wait_for_them(tmp_path: Path) -> None:
@@ -94,6 +103,13 @@ def test_parameters_without_a_gradient_are_refused_where_ddp_would_wait_for_them
         checked("deaf", 1)
 
 
+def test_a_batch_norm_that_may_keep_its_statistics_to_itself_is_named_where_it_matters(tmp_path: Path) -> None:
+    (tmp_path / "networks.py").write_text(_NETWORKS)
+    (notice,) = checked("normed", 2).notices
+    assert notice.startswith("1 batch-norm layers have a forward of their own (network.2)")
+    assert checked("normed", 1).notices == checked("normed", 2, sync_batch_norm=False).notices == ()
+
+
 def test_neurons_cannot_be_selected_more_rarely_than_once_an_epoch() -> None:
     fields = {"stabilize": {"weight": 1.0, "refresh_steps": 9}, "training": {"batch_size": 128}}
     with pytest.raises(InputError, match=r"stabilize.refresh_steps: got 11; at most 10, the steps of an epoch"):
@@ -103,15 +119,20 @@ def test_neurons_cannot_be_selected_more_rarely_than_once_an_epoch() -> None:
 
 @pytest.mark.parametrize("how", ["separate", "adversarial"])
 def test_a_half_of_one_image_has_no_statistics_of_its_own(how: str) -> None:
-    fields = {
+    fields: dict[str, Any] = {
         "model": {"name": "resnet18"},  # of digits' 8x8 pixels its last layers see one position
         "stabilize": {"weight": 1.0, "pairs": "1/16"},
-        "training": {"batch_size": 32, "batch_norm": how},
+        "training": {"batch_size": 32, "batch_norm": how, "sync_batch_norm": False},
     }
-    with pytest.raises(InputError, match=f"training.batch_norm: got '{how}'; joint, or more stabilize.pairs"):
+    refused = f"training.batch_norm: got '{how}'; joint, or more stabilize.pairs: a {{}} compares one pair"
+    with pytest.raises(InputError, match=refused.format("worker")):
         check(Experiment.parse({**fields, "workers": {"num": 2}}))
+    of_all = {**fields["training"], "sync_batch_norm": True}
+    with pytest.raises(InputError, match=refused.format("batch")):
+        check(Experiment.parse({**fields, "training": {**of_all, "batch_size": 16}, "workers": {"num": 2}}))
     for change in (
         {"workers": {"num": 1}},  # compares two pairs
+        {"training": of_all},  # as all workers do together
         {"stabilize": {"weight": 1.0, "pairs": "1/8"}},
         {"stabilize": {"weight": 0.0}},
         {"model": {"name": "small_cnn"}},

@@ -22,7 +22,6 @@ from distsens.training import (
     Step,
     TrainingState,
     Watchers,
-    synchronised,
     train,
     world,
 )
@@ -116,10 +115,8 @@ def digits_run(
     state = TrainingState(
         model, assembly.build_optimizer(experiment, model), assembly.build_average(experiment, model), stabilizer
     )
-    workers = world()[1]
-    if experiment.training.sync_batch_norm and workers > 1:
-        model = synchronised(model, device)
-    step = assembly.build_step(experiment, state, DistributedDataParallel(model) if workers > 1 else model, layers)
+    distributed = DistributedDataParallel(model) if world()[1] > 1 else model
+    step = assembly.build_step(experiment, state, distributed, layers)
     images, labels = dataset.train.tensors()
     held_out = dataset.validation.tensors()
 
