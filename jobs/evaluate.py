@@ -30,7 +30,10 @@ from distsens.examination import Examination
 from distsens.experiment import Experiment, merge
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from distsens.distributed.examination_driver import StoredEvaluation
+    from distsens.evaluation import Verification
     from distsens.report import EvaluationSummary
 
 
@@ -90,6 +93,7 @@ def _evaluate(options: Options, models: Sequence[str], changes: dict[str, Any]) 
         command_to_resume,
         differences_from,
         find_evaluation,
+        identity_of,
         run_examination,
         verify_with,
     )
@@ -126,9 +130,10 @@ def _evaluate(options: Options, models: Sequence[str], changes: dict[str, Any]) 
             checked.append(check_examination(examination, status.update))
         for warning in checked[-1].warnings:
             console.print(f"warning: {warning}", markup=False, highlight=False, soft_wrap=True)
-    if claim is not None and (faults := differences_from(claim, checked[0])):
-        refuted = Verification(0, 0, 0, faults)
-        console.print(refuted.sentence, style="bold", highlight=False, soft_wrap=True)
+    identity = identity_of(checked[0]) if claim is not None or options.claim is not None else None
+    if claim is not None and identity is not None and (found := differences_from(claim, checked[0], identity)).faults:
+        refuted = Verification(0, 0, 0, found.faults, found.notices)
+        _show(console, refuted)
         if not options.dry_run:
             _write(options.summary, summary_document([], 1, refuted))
         return 1
@@ -151,15 +156,21 @@ def _evaluate(options: Options, models: Sequence[str], changes: dict[str, Any]) 
             print(f"resume with: {command}", file=sys.stderr)
             _write(options.summary, summary_document(summaries, len(checked)))
             return code
-        if options.claim is not None:
-            _write(options.claim, claim_of(one, ledger, summary))
-        if claim is not None:
-            verification = verify_with(claim, one, ledger)
-            console.print(verification.sentence, style="bold", highlight=False, soft_wrap=True)
+        if options.claim is not None and identity is not None:
+            _write(options.claim, claim_of(one, identity, ledger, summary))
+        if claim is not None and identity is not None:
+            verification = verify_with(claim, one, identity, ledger)
+            _show(console, verification)
             code = code or int(not verification.holds)
     show_models(console, summaries)
     _write(options.summary, summary_document(summaries, len(checked), verification))
     return code
+
+
+def _show(console: Console, verification: Verification) -> None:
+    for notice in verification.notices:
+        console.print(f"notice: {notice}", markup=False, highlight=False, soft_wrap=True)
+    console.print(verification.sentence, style="bold", markup=False, highlight=False, soft_wrap=True)
 
 
 def _write(path: str | None, document: object) -> None:

@@ -21,7 +21,18 @@ from distsens.distributed.examiners import Assignment, Examiners, share_split
 from distsens.distributed.provenance import package_versions, provenance_tags
 from distsens.distributed.signals import ignore_signals, signals_interrupt
 from distsens.errors import InputError
-from distsens.evaluation import Check, Ledger, Verification, absolute_address, differences, make_claim, verify
+from distsens.evaluation import (
+    Check,
+    Differences,
+    Ledger,
+    Subject,
+    Verification,
+    absolute_address,
+    differences,
+    fingerprint,
+    make_claim,
+    verify,
+)
 from distsens.examination import Examination
 from distsens.report import EvaluationSummary, EvaluationView, evaluation_figure
 from distsens.storage import Place, open_place, place_name, read_json, write_json
@@ -212,14 +223,54 @@ def command_to_resume(
     return shlex.join([*words, "--model", *further] if further else words)
 
 
-def claim_of(checked: CheckedExamination, ledger: Ledger, summary: EvaluationSummary) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Identity:
+    """Which model is judged, and on which one transferred examples are made, as claims describe them."""
+
+    model: dict[str, Any]
+    source: dict[str, Any] | None
+
+
+def identity_of(checked: CheckedExamination) -> Identity:
+    """Take both models' fingerprints.
+
+    Raises
+    ------
+    InputError : a model cannot take the fixed images.
+    """
+    source = checked.source
+    return Identity(
+        {**_model(checked), "computes": _computes(checked, checked.subject)},
+        None
+        if source is None
+        else {
+            "sha256": source.sha256,
+            "architecture": _architecture(source),
+            "computes": _computes(checked, source),
+        },
+    )
+
+
+def _computes(checked: CheckedExamination, subject: Subject) -> dict[str, Any]:
+    """As JSON has it, to be compared with what is read from there."""
+    shape = checked.dataset.shape
+    try:
+        found = fingerprint(subject.build(shape, len(checked.dataset.classes)), shape)
+    except Exception as error:  # whatever other people's code raises
+        raise InputError("model", subject.address, f"of fixed images it makes no logits: {cause(error)}") from None
+    return {"weights_sha256": found.weights_sha256, "logits": [list(row) for row in found.logits]}
+
+
+def claim_of(
+    checked: CheckedExamination, identity: Identity, ledger: Ledger, summary: EvaluationSummary
+) -> dict[str, Any]:
     """What can be claimed of the model by this ledger."""
     return make_claim(
         ledger,
         examination=checked.examination.model_dump(mode="json"),
-        model=_model(checked),
+        model=identity.model,
         data=_data(checked),
-        source_sha256=_source_sha256(checked),
+        source=identity.source,
         settings=checked.attacks,
         versions=package_versions(),
         commit=summary.commit,
@@ -227,25 +278,25 @@ def claim_of(checked: CheckedExamination, ledger: Ledger, summary: EvaluationSum
     )
 
 
-def differences_from(claim: dict[str, Any], checked: CheckedExamination) -> tuple[str, ...]:
+def differences_from(claim: dict[str, Any], checked: CheckedExamination, identity: Identity) -> Differences:
     """What would be judged that is not what is claimed."""
     return differences(
         claim,
-        model=_model(checked),
+        model=identity.model,
         data_digest=checked.data_digest,
-        source_sha256=_source_sha256(checked),
+        source=identity.source,
         settings=checked.attacks,
     )
 
 
-def verify_with(claim: dict[str, Any], checked: CheckedExamination, ledger: Ledger) -> Verification:
+def verify_with(claim: dict[str, Any], checked: CheckedExamination, identity: Identity, ledger: Ledger) -> Verification:
     """What this examination's ledger says of a claim."""
     return verify(
         claim,
         ledger,
-        model=_model(checked),
+        model=identity.model,
         data_digest=checked.data_digest,
-        source_sha256=_source_sha256(checked),
+        source=identity.source,
         settings=checked.attacks,
     )
 
@@ -377,14 +428,15 @@ def _model(checked: CheckedExamination) -> dict[str, Any]:
         "address": subject.address,
         "run": subject.run,
         "sha256": subject.sha256,
-        # As JSON has it, to be compared with what is read from there.
-        "architecture": {
-            **asdict(subject.architecture),
-            "mean": list(subject.architecture.mean),
-            "std": list(subject.architecture.std),
-        },
+        "architecture": _architecture(subject),
         "additional_data": None if training is None else training.data.extra is not None,
     }
+
+
+def _architecture(subject: Subject) -> dict[str, Any]:
+    """As JSON has it, to be compared with what is read from there."""
+    own = subject.architecture
+    return {**asdict(own), "mean": list(own.mean), "std": list(own.std)}
 
 
 def _data(checked: CheckedExamination) -> dict[str, Any]:

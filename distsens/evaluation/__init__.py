@@ -2,7 +2,15 @@
 
 from distsens.evaluation.adaptive import Adaptive, Pool
 from distsens.evaluation.addresses import absolute_address, find_subject, is_weights_file
-from distsens.evaluation.claim import Verification, check_claim, differences, make_claim, proportion, verify
+from distsens.evaluation.claim import (
+    Differences,
+    Verification,
+    check_claim,
+    differences,
+    make_claim,
+    proportion,
+    verify,
+)
 from distsens.evaluation.corruption_error import (
     ErrorRates,
     corruption_errors,
@@ -11,6 +19,7 @@ from distsens.evaluation.corruption_error import (
     relative_mean_corruption_error,
 )
 from distsens.evaluation.examine import Examined, Judgement, examine
+from distsens.evaluation.fingerprint import Fingerprint, fingerprint
 from distsens.evaluation.health import has_gradients, inspect
 from distsens.evaluation.intervals import Spread, over_seeds, wilson
 from distsens.evaluation.last_iterate import LastIterate
@@ -25,8 +34,10 @@ __all__ = [
     "Adaptive",
     "Architecture",
     "Check",
+    "Differences",
     "ErrorRates",
     "Examined",
+    "Fingerprint",
     "Judgement",
     "LastIterate",
     "Ledger",
@@ -43,6 +54,7 @@ __all__ = [
     "differences",
     "examine",
     "find_subject",
+    "fingerprint",
     "full_float32",
     "has_gradients",
     "inspect",

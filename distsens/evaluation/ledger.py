@@ -126,14 +126,19 @@ class Ledger:
         return [name.removeprefix(_BROKEN) for name in self.rows if name.startswith(_BROKEN)]
 
     @property
-    def after_attack(self) -> dict[str, Proportion]:
-        """Images still standing after each attack and those before it."""
+    def left(self) -> dict[str, pd.Series[bool]]:
+        """Per row, whether the image still stands after each attack and those before it."""
         broken = self.rows["broken_by"].fillna("")
-        fallen, after = {CLEAN}, {}
+        fallen, left = {CLEAN}, {}
         for attack in self.attacks:
             fallen.add(attack)
-            after[attack] = self._proportion(~broken.isin(fallen))
-        return after
+            left[attack] = ~broken.isin(fallen)
+        return left
+
+    @property
+    def after_attack(self) -> dict[str, Proportion]:
+        """Images still standing after each attack and those before it."""
+        return {attack: self._proportion(left) for attack, left in self.left.items()}
 
     @property
     def under_attack(self) -> dict[str, Proportion]:

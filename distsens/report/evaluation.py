@@ -282,7 +282,8 @@ def summary_document(
         ``low`` and ``high`` of Student's 95 % interval of the mean; empty where two models are of one training.
 
     With ``--verify`` the summary has ``verification``, too: ``holds``, ``images``, ``overclaimed``, ``underclaimed``,
-    ``faults`` and ``sentence``; it is all there is where something else than what is claimed would have been judged.
+    ``faults``, ``notices`` and ``sentence``; it is all there is where something else than what is claimed would have
+    been judged.
     """
     if verification is not None:
         verdict = {"holds": verification.holds, **asdict(verification), "sentence": verification.sentence}

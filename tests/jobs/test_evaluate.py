@@ -194,16 +194,21 @@ def test_a_claim_is_verified_and_a_false_one_is_refuted(
 ) -> None:
     path = judged[0].folder / "claim.json"
     sample = ("--model", str(weights), "--factory", "lenet5", "--data.limit", "30")
-    honest = job.run("--verify", str(path), *sample)
+    converted = job.folder / "converted.pt"
+    state = safetensors.torch.load_file(weights)
+    torch.save({name.removeprefix("module."): state[name] for name in sorted(state, reverse=True)}, converted)
+    elsewhere = ("--model", str(converted), "--factory", "distsens.models.lenet:lenet5", *sample[4:])
+    honest = job.run("--verify", str(path), *elsewhere)
     assert honest.popen.returncode == 0, honest.output
     assert "the claim holds: of 30 images judged anew, 0 are claimed" in honest.output
+    assert "notice: the model is built by distsens.models.lenet:lenet5, and was by lenet5 when" in honest.output
     claim = json.loads(path.read_text())
     assert claim["model"]["architecture"]["name"] == "lenet5"
     assert claim["attacks"]["pgd"]["settings"]["attack"]["steps"] == 8
     assert (claim["commit"], claim["model"]["additional_data"]) == (judged[1]["commit"], None)
     claim["standing"], claim["robust_accuracy"] = claim["right"], claim["clean_accuracy"]
     for attack in claim["attacks"].values():
-        attack["standing"] = claim["clean_accuracy"]
+        attack["standing"], attack["left"] = claim["clean_accuracy"], claim["right"]
     forged = job.folder / "forged.json"
     forged.write_text(json.dumps(claim))
     refuted = job.run("--verify", str(forged), *sample, "--summary", str(job.folder / "refuted.json"))
