@@ -42,7 +42,7 @@ class Options:
     """What the job does with the examination."""
 
     model: str | None = None
-    """What is judged: an address as of model.address; several for mean and spread over seeds."""
+    """What is judged: an address as of model.address; several side by side, one recipe's seeds with their mean."""
     factory: str | None = None
     """The same as --model.factory."""
     resume: tuple[str, ...] = ()
@@ -56,7 +56,7 @@ class Options:
     """Store benign and adversarial pairs in this folder or s3:// address, in a folder named after the evaluation; the
     same as --examples."""
     summary: str | None = None
-    """Write the result to this file as JSON; of several models, all results and the mean and spread over them."""
+    """Write the result to this file as JSON; of several models, all results, and the mean and spread over seeds."""
     dry_run: bool = False
     """Check model, data, attacks, storage and resources, then exit."""
 

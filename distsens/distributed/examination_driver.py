@@ -31,9 +31,11 @@ from distsens.evaluation import (
     differences,
     fingerprint,
     make_claim,
+    selected_epoch,
     verify,
 )
 from distsens.examination import Examination
+from distsens.experiment import Experiment
 from distsens.report import EvaluationSummary, EvaluationView, evaluation_figure
 from distsens.storage import Place, open_place, place_name, read_json, write_json
 from distsens.tracking import TrackedRun, without_password
@@ -182,7 +184,7 @@ def run_examination(
                 mlflow_uri=without_password(tracked.uri),
                 mlflow_run_id=tracked.run_id,
                 examination=checked.examination.model_dump(mode="json"),
-                model=_model(checked),
+                model=model_of(checked),
                 data=_data(checked),
                 classes=checked.dataset.classes,
                 images=len(checked.numbers),
@@ -240,7 +242,7 @@ def identity_of(checked: CheckedExamination) -> Identity:
     """
     source = checked.source
     return Identity(
-        {**_model(checked), "computes": _computes(checked, checked.subject)},
+        {**model_of(checked), "computes": _computes(checked, checked.subject)},
         None
         if source is None
         else {
@@ -404,7 +406,7 @@ def _of_pairs(checked: CheckedExamination) -> dict[str, Any]:
     """What the stored pairs are of: the model that the examples fool, and the ball that they lie in."""
     examination = checked.examination
     return {
-        "model": _model(checked),
+        "model": model_of(checked),
         "source_sha256": _source_sha256(checked),
         "data": _data(checked),
         "threat": examination.threat.model_dump(mode="json"),
@@ -421,7 +423,8 @@ def _record(summary: EvaluationSummary, ledger: Ledger, tracked: TrackedRun) -> 
         tracked.log_figure(f"evaluation.{kind}", evaluation_figure(summary))
 
 
-def _model(checked: CheckedExamination) -> dict[str, Any]:
+def model_of(checked: CheckedExamination) -> dict[str, Any]:
+    """What is known of the judged model."""
     subject, training = checked.subject, checked.subject.experiment
     return {
         "name": subject.name,
@@ -430,6 +433,16 @@ def _model(checked: CheckedExamination) -> dict[str, Any]:
         "sha256": subject.sha256,
         "architecture": _architecture(subject),
         "additional_data": None if training is None else training.data.extra is not None,
+        "training": None if training is None else _training(training, subject),
+    }
+
+
+def _training(training: Experiment, subject: Subject) -> dict[str, Any]:
+    """What it shares with trainings of the same recipe with other seeds, and its own seed."""
+    return {
+        "recipe": training.model_copy(update={"seed": 0}).digest(),
+        "seed": training.seed,
+        "selected": selected_epoch(subject.address),
     }
 
 

@@ -1,7 +1,7 @@
 """Robust accuracy of a classifier, whoever trained it: found by its address, examined, attacked, and claimed."""
 
 from distsens.evaluation.adaptive import Adaptive, Pool
-from distsens.evaluation.addresses import absolute_address, find_subject, is_weights_file
+from distsens.evaluation.addresses import absolute_address, find_subject, is_weights_file, selected_epoch
 from distsens.evaluation.claim import (
     Differences,
     Verification,
@@ -67,6 +67,7 @@ __all__ = [
     "proportion",
     "relative_corruption_errors",
     "relative_mean_corruption_error",
+    "selected_epoch",
     "verify",
     "wilson",
 ]

@@ -95,6 +95,15 @@ def absolute_address(address: str) -> str:
     return str(Path(address).expanduser().absolute())
 
 
+def selected_epoch(address: str) -> str:
+    """Which epoch of a run an address of :func:`find_subject` selects: ``best``, ``last`` or a number."""
+    if match := _SELECTED.fullmatch(address):
+        return match[2].lstrip("0") or "0"
+    if folder := _CHECKPOINT_FOLDER.fullmatch(address.rstrip("/")):
+        return folder[2].lstrip("0") or "0"
+    return "best"
+
+
 def is_weights_file(address: str) -> bool:
     """Whether an address of :func:`find_subject` is that of a file of weights, which says nothing of its network."""
     return address.endswith(models.WEIGHTS_SUFFIXES) and not address.startswith(("runs:/", "models:/"))

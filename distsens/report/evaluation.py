@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -44,8 +45,9 @@ class EvaluationSummary:
     message : why it is not finished.
     run, storage, mlflow_uri, mlflow_run_id : where it is kept and tracked.
     examination : everything that decides it, with defaults filled in.
-    model, data : what was judged, with SHA-256; of the model also its ``architecture``, the ``run`` that trained it and
-        whether it saw ``additional_data``, null where nobody knows.
+    model, data : what was judged, with SHA-256; of the model also its ``architecture``, the ``run`` that trained it,
+        its ``training`` (``recipe``, a digest of all that decides it but the ``seed``, that, and the epoch that was
+        ``selected``) and whether it saw ``additional_data``, null where nobody knows.
     images, judged : in the split; of them done.
     clean_accuracy, robust_accuracy : the latter in the worst case over all attacks.
     after_attack : robust accuracy after each attack and those before it.
@@ -238,7 +240,7 @@ def _show_more(console: Console, summary: EvaluationSummary) -> None:
 
 
 def show_models(console: Console, summaries: Sequence[EvaluationSummary]) -> None:
-    """Several models side by side; mean and spread over them, if each comes from a training of its own."""
+    """Several models side by side; mean and spread over them, if they are one recipe's with different seeds."""
     if len(summaries) < 2:
         return
     table = Table()
@@ -252,7 +254,7 @@ def show_models(console: Console, summaries: Sequence[EvaluationSummary]) -> Non
     console.print(table)
     for name, spread in spread_over_models(summaries).items():
         console.print(
-            f"{name.replace('_', ' ')} over {len(summaries)} models: {spread.mean:.2%}, "
+            f"{name.replace('_', ' ')} over {len(summaries)} seeds: {spread.mean:.2%}, "
             f"standard deviation {spread.std:.2%}, 95 % interval of the mean {spread.low:.2%} to {spread.high:.2%}",
             highlight=False,
             soft_wrap=True,
@@ -260,9 +262,15 @@ def show_models(console: Console, summaries: Sequence[EvaluationSummary]) -> Non
 
 
 def spread_over_models(summaries: Sequence[EvaluationSummary]) -> dict[str, Spread]:
-    """Clean and robust accuracy over models; nothing of one alone or where two are of one training: no seeds differ."""
-    trainings = {summary.model["run"] or summary.model["address"] for summary in summaries}
-    if not 1 < len(trainings) == len(summaries):
+    """Clean and robust accuracy over the seeds of one recipe; nothing of other models, which are no sample of anything.
+
+    All must be of one recipe, which nobody knows of a file of weights, have each another seed, and be judged alike.
+    """
+    trainings = [summary.model.get("training") for summary in summaries]
+    seeds = {training["seed"] for training in trainings if training is not None}
+    recipes = {None if one is None else (one["recipe"], one["selected"]) for one in trainings}
+    judged = {json.dumps(_judged_alike(summary), sort_keys=True) for summary in summaries}
+    if len(summaries) < 2 or None in recipes or len(recipes) > 1 or len(judged) > 1 or len(seeds) < len(summaries):
         return {}
     found = {}
     for name in ("clean_accuracy", "robust_accuracy"):
@@ -272,14 +280,24 @@ def spread_over_models(summaries: Sequence[EvaluationSummary]) -> dict[str, Spre
     return found
 
 
+def _judged_alike(summary: EvaluationSummary) -> Json:
+    """What decides the numbers beside the model: one may have begun with other attacks, images or effort."""
+    aside = ("model", "shard", "batch_size", "workers", "storage", "tracking", "examples", "baseline")
+    decides = {key: value for key, value in summary.examination.items() if key not in aside}
+    # Which images are held out for the test may be up to the seed.
+    data = {key: value for key, value in summary.data.items() if key != "digest"}
+    return {**decides, "data": data}
+
+
 def summary_document(
     summaries: Sequence[EvaluationSummary], models: int, verification: Verification | None = None
 ) -> Json:
     """What ``--summary`` writes: of one model its summary, of several, as many of them as were judged,
 
     models : their summaries.
-    over_models : ``clean_accuracy`` and ``robust_accuracy`` over trainings, each with ``mean``, ``std`` and the ends
-        ``low`` and ``high`` of Student's 95 % interval of the mean; empty where two models are of one training.
+    over_models : ``clean_accuracy`` and ``robust_accuracy`` over seeds, each with ``mean``, ``std`` and the ends
+        ``low`` and ``high`` of Student's 95 % interval of the mean; empty unless all are of one recipe and differ in
+        its seed.
 
     With ``--verify`` the summary has ``verification``, too: ``holds``, ``images``, ``overclaimed``, ``underclaimed``,
     ``faults``, ``notices`` and ``sentence``; it is all there is where something else than what is claimed would have

@@ -16,13 +16,14 @@ from distsens.distributed.examination_driver import (
     command_to_resume,
     ended_whatever_happens,
     find_evaluation,
+    model_of,
     name_after,
 )
 from distsens.distributed.examination_preflight import CheckedExamination
 from distsens.errors import InputError
 from distsens.evaluation import Architecture, Check, Ledger, Subject
 from distsens.examination import Examination
-from distsens.experiment import Workers
+from distsens.experiment import Experiment, Workers
 from distsens.storage import open_place
 from distsens.suite import load_judged
 from distsens.tracking import TrackedRun
@@ -167,3 +168,17 @@ def test_checks_for_masking_are_kept_and_a_damaged_file_of_them_is_named(tmp_pat
     (tmp_path / "checks.json").write_text("[{}]")
     with pytest.raises(InputError, match=r"resume: got 'evaluate-net'; its checks.json is damaged"):
         evaluation.checks()
+
+
+def test_trainings_of_one_recipe_differ_in_their_seed_alone() -> None:
+    def training(**fields: Any) -> dict[str, Any]:
+        own = Subject("run", "runs/run", Architecture("lenet5"), b"", Experiment.parse(fields), run="run")
+        found: dict[str, Any] = model_of(checked(subject=own))["training"]
+        return found
+
+    first, second = training(seed=1, name="a", workers={"num": 2}), training(seed=2, name="b")
+    assert (first["seed"], second["seed"], first["selected"]) == (1, 2, "best")
+    assert first["recipe"] == second["recipe"]
+    for change in ({"training": {"lr": 0.5}}, {"threat": {"eps": 0.01}}, {"data": {"limit": 10}}):
+        assert training(seed=1, **change)["recipe"] != first["recipe"]
+    assert model_of(checked())["training"] is None

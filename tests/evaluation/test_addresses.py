@@ -14,7 +14,7 @@ from torch import nn
 
 from distsens import assembly
 from distsens.errors import InputError
-from distsens.evaluation import Architecture, Subject, find_subject
+from distsens.evaluation import Architecture, Subject, find_subject, selected_epoch
 from distsens.experiment import Experiment
 from distsens.models import state_to_bytes
 from distsens.storage import Checkpoints, FileRecord, Place, RunRecord, open_place, published, write_run
@@ -441,3 +441,20 @@ def test_a_store_that_is_not_there_is_not_created(tmp_path: Path) -> None:
 
 def test_a_server_that_does_not_answer_is_told_within_seconds() -> None:
     assert "does not answer as an MLflow server" in refusal("runs:/abc", tracking_uri="http://127.0.0.1:1").allowed
+
+
+@pytest.mark.parametrize(
+    ("address", "epoch"),
+    [
+        ("runs/mine-1", "best"),
+        ("runs/mine-1#best", "best"),
+        ("s3://bucket/mine-1#last", "last"),
+        ("runs/mine-1#12", "12"),
+        ("runs/mine-1#012", "12"),
+        ("runs/mine-1/checkpoints/epoch-0012", "12"),
+        ("runs/mine-1/checkpoints/epoch-0000/", "0"),
+        ("models:/mine@champion", "best"),
+    ],
+)
+def test_an_address_says_which_epoch_it_selects(address: str, epoch: str) -> None:
+    assert selected_epoch(address) == epoch

@@ -184,7 +184,7 @@ def test_a_killed_driver_is_resumed_after_its_last_shard_and_goes_on_to_further_
     whole |= {path: path.stat().st_mtime_ns for path in job.storage.glob("evaluate-*/checks.json")}
     both = job.finish("--resume", summary["run"], second["run"])
     assert {path: path.stat().st_mtime_ns for path in whole} == whole, "a finished shard was judged again"
-    assert both["over_models"]["robust_accuracy"]["mean"] == judged[1]["robust_accuracy"]["value"]
+    assert both["over_models"] == {}, "nobody knows of which recipe files of weights are"
     assert summary["diagnostics"]
     assert [model["diagnostics"] for model in both["models"]] == [summary["diagnostics"], second["diagnostics"]]
 

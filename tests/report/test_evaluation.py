@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import io
 import json
+from dataclasses import replace
 from typing import Any
 
 import pandas as pd
@@ -123,20 +124,63 @@ def test_the_figure_has_a_panel_for_each_thing_that_was_measured() -> None:
     ]
 
 
-def test_several_models_have_a_mean_and_a_spread_and_one_has_none() -> None:
+def trained(seed: int, recipe: str = "r" * 64, selected: str = "best", address: str = "runs/run") -> dict[str, Any]:
+    training = {"recipe": recipe, "seed": seed, "selected": selected}
+    return {"name": "run", "address": address, "run": "run", "training": training}
+
+
+FILE = {"name": "net", "address": "net.pt", "run": None, "training": None}
+
+
+@pytest.mark.parametrize(
+    "models",
+    [
+        [FILE, {**FILE, "address": "other.pt"}],
+        [trained(0), FILE],
+        [trained(0), trained(1, recipe="s" * 64)],
+        [trained(0), trained(0)],
+        [trained(0), trained(1), trained(1)],
+        [trained(0), trained(0, selected="last")],
+        [trained(0), trained(1, selected="3")],
+    ],
+)
+def test_models_that_are_not_seeds_of_one_recipe_stand_side_by_side_without_a_mean(
+    models: list[dict[str, Any]],
+) -> None:
+    found = [summary(ledger(standing), model=model) for standing, model in zip((3, 5, 7), models, strict=False)]
+    output = shown(show_models, found)
+    assert all(f"{share}.00%" in output for share in (30, 50, 70)[: len(models)])
+    assert "deviation" not in output
+    assert "mean" not in output
+    assert summary_document(found, len(found))["over_models"] == {}
+
+
+def test_seeds_that_were_judged_by_other_attacks_or_images_have_no_mean() -> None:
+    first, second = (summary(ledger(standing), model=trained(standing)) for standing in (5, 7))
+    assert summary_document([first, second], 2)["over_models"]
+    places = {**second.examination, "workers": {"num": 5}, "shard": 3, "model": {"address": "elsewhere"}}
+    assert summary_document([first, replace(second, examination=places)], 2)["over_models"]
+    for change in (
+        {"examination": {**second.examination, "threat": {"norm": "linf", "eps": 0.1}}},
+        {"data": {**second.data, "images": 5}},
+        {"data": {**second.data, "name": "three"}},
+    ):
+        assert summary_document([first, replace(second, **change)], 2)["over_models"] == {}
+
+
+def test_several_seeds_have_a_mean_and_a_spread_and_one_model_has_none() -> None:
     assert shown(show_models, [summary(ledger())]) == ""
     seeds = [
-        summary(ledger(standing), model={"name": "net", "address": f"seed-{standing}/net.pt", "run": None})
-        for standing in (5, 6, 7)
+        summary(ledger(standing), model=trained(standing, address=f"seed-{standing}/net")) for standing in (5, 6, 7)
     ]
     output = shown(show_models, seeds)
-    assert "robust accuracy over 3 models: 60.00%, standard deviation 10.00%" in output
-    assert "net.pt" in output
+    assert "robust accuracy over 3 seeds: 60.00%, standard deviation 10.00%" in output
+    assert "net" in output
     document = json.loads(json.dumps(summary_document(seeds, 3)))
     assert [one["model"]["address"] for one in document["models"]] == [
-        "seed-5/net.pt",
-        "seed-6/net.pt",
-        "seed-7/net.pt",
+        "seed-5/net",
+        "seed-6/net",
+        "seed-7/net",
     ]
     assert set(document["over_models"]) == {"clean_accuracy", "robust_accuracy"}
     robust = document["over_models"]["robust_accuracy"]
@@ -164,7 +208,7 @@ def test_a_verified_claim_has_its_verdict_in_the_summary_also_where_nothing_was_
 
 def test_two_checkpoints_of_a_run_stand_side_by_side_without_a_mean() -> None:
     pair = [
-        summary(ledger(standing), model={"name": "run", "address": f"runs/run#{which}", "run": "run"})
+        summary(ledger(standing), model=trained(0, selected=which, address=f"runs/run#{which}"))
         for standing, which in ((7, "best"), (5, "last"))
     ]
     output = shown(show_models, pair)
