@@ -18,6 +18,7 @@ from distsens.attacks import AttackName, GradientAttack, Threat, attack_named
 from distsens.data import NO_EXTRA, Dataset, Extra, Source, steps_per_epoch
 from distsens.errors import InputError
 from distsens.experiment import Attack, Experiment, Precision
+from distsens.networks import laid_out
 from distsens.objectives import Objective, alp, fast_at, free_at, mart, nat, pgd_at, standard, trades
 from distsens.sensitivity import Stabilizer, Stabilizing
 from distsens.training import (
@@ -110,7 +111,7 @@ def build_model(experiment: Experiment, shape: tuple[int, int, int], classes: in
         models.load_initial_weights(model, settings.weights.expanduser(), settings.weights_sha256)
     elif settings.weights_sha256 is not None:
         raise InputError("model.weights_sha256", settings.weights_sha256, "there is no model.weights to have it")
-    return model.to(memory_format=torch.channels_last)
+    return laid_out(model, shape)
 
 
 def pin_files(experiment: Experiment) -> Experiment:

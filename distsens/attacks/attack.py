@@ -151,7 +151,13 @@ class GradientAttack:
 
 
 def check_pixels(images: Tensor) -> None:
-    """Refuse images outside [0, 1]: eps would not mean what it says, and the examples would be clipped wildly."""
+    """Refuse images outside [0, 1]: eps would not mean what it says, and the examples would be clipped wildly.
+
+    So it would in types narrower than float32, whose rounding is of the size of a small eps.
+    """
+    if images.dtype not in (torch.float32, torch.float64):
+        allowed = "must be float32 (or float64), whatever type the model computes in: its inputs are cast"
+        raise InputError("images", str(images.dtype).removeprefix("torch."), allowed)
     if len(images) == 0:
         return
     lowest, highest = (bound.item() for bound in torch.aminmax(images))

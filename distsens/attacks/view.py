@@ -7,9 +7,9 @@ from contextlib import ExitStack, contextmanager
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parallel import DataParallel, DistributedDataParallel
 
-from distsens.attacks.lean import lean_forwards, replaced
+from distsens.attacks.lean import Forward, lean_forwards, replaced
+from distsens.networks import in_eval_mode, in_own_type, keeping_buffers, memory_format_of, undistributed
 
 Logits = Callable[[Tensor], Tensor]
 
@@ -21,29 +21,34 @@ def attack_view(model: nn.Module, *, precision: torch.dtype | None = None) -> It
     Inside the block the parameters are frozen (so no gradient is computed for them, which also makes each step
     cheaper), the model is in eval mode (fixed batch-norm statistics, no dropout) and a DDP or DataParallel wrapper is
     bypassed. Afterwards, also after an exception, every ``requires_grad`` flag, every module's train/eval mode, every
-    ``.grad``, all buffers and the global random generators are as they were. Gradients are enabled inside, whatever
-    the caller had set. A network without hooks runs with batch norms folded into convolutions and weights cast once
-    (see :func:`lean_forwards`), so its weights must not change inside the block, and only one thread may call it.
+    ``.grad``, all buffers (also those that the model itself updates in eval mode) and the global random generators are
+    as they were. Gradients are enabled inside, whatever the caller had set. A network without hooks runs with batch
+    norms folded into convolutions and weights cast once (see :func:`lean_forwards`), so its weights must not change
+    inside the block, and only one thread may call it. Images are cast to the type of the model's weights, if all have
+    the same, and lie in memory as :func:`memory_format_of` says.
 
     Parameters
     ----------
     model : any classifier.
-    precision : run the forward in this type (``torch.bfloat16``) by autocast; None means float32, whatever
-        autocast the caller is in.
+    precision : run the forward in this type (``torch.bfloat16``) by autocast; None means that of the model's weights,
+        whatever autocast the caller is in.
     """
-    network: nn.Module = model.module if isinstance(model, DistributedDataParallel | DataParallel) else model
+    network = undistributed(model)
     device = next((p.device for p in network.parameters()), torch.device("cpu"))
     trainable = [p for p in network.parameters() if p.requires_grad]
-    training = [module for module in network.modules() if module.training]
+    forwards: dict[nn.Module, Forward] | None = None
 
     def logits(images: Tensor) -> Tensor:
-        if images.ndim == 4:
-            images = images.contiguous(memory_format=torch.channels_last)
+        nonlocal forwards
+        layout = memory_format_of(network, images)
+        arranged = in_own_type(network, images).to(memory_format=layout)
+        if forwards is None and len(images):
+            forwards = lean_forwards(network, arranged.detach(), layout, precision)
         with (
             torch.autocast(device.type, dtype=precision, enabled=precision is not None),
-            replaced(network, forwards),
+            replaced(network, forwards or {}),
         ):
-            outputs: Tensor = network(images)
+            outputs: Tensor = network(arranged)
         return outputs.float()
 
     with ExitStack() as stack:
@@ -52,15 +57,13 @@ def attack_view(model: nn.Module, *, precision: torch.dtype | None = None) -> It
         # Around the whole block, because the caller's autocast would also lower the backward pass.
         stack.enter_context(torch.autocast(device.type, enabled=False))
         stack.enter_context(torch.random.fork_rng(devices=[device] if device.type == "cuda" else []))
+        stack.enter_context(in_eval_mode(network))
+        stack.enter_context(keeping_buffers(network))
         try:
             for parameter in trainable:
                 parameter.requires_grad_(False)
-            network.eval()
-            forwards = lean_forwards(network, precision)
             yield logits
         finally:
-            for module in training:
-                module.training = True
             for parameter in trainable:
                 parameter.requires_grad_(True)
 

@@ -51,7 +51,7 @@ def measure_step(subject: Subject, rounds: int) -> list[Finding]:
 def own_step(subject: Subject, changes: Mapping[str, Any], *, sns_weight: float = 0.0) -> Callable[[int], object]:
     """A step of a training as an experiment describes it, on the batch of a number."""
     experiment = subject.experiment(changes)
-    network = subject.fresh().to(memory_format=torch.channels_last).train()
+    network = subject.fresh().train()
     layers = match_layers(network, experiment.stabilize.layers)
     neurons = neuron_counts(network, layers, subject.images[:1])
     stabilizer = assembly.build_stabilizer(experiment, neurons, subject.device)

@@ -5,12 +5,11 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass, field
 
-import torch
-
 from distsens import models
 from distsens.errors import InputError
 from distsens.experiment import Experiment
 from distsens.models import PixelModel
+from distsens.networks import laid_out
 
 _OPTIONS = {
     "model.name": "factory",
@@ -67,7 +66,9 @@ class Subject:
         return hashlib.sha256(self.weights).hexdigest()
 
     def build(self, shape: tuple[int, int, int], classes: int) -> PixelModel:
-        """The classifier on the CPU, in eval mode and channels last, with its weights.
+        """The classifier on the CPU, in eval mode, with its weights.
+
+        They lie as they run fastest.
 
         Parameters
         ----------
@@ -94,4 +95,4 @@ class Subject:
             models.load_state(model, models.state_of(self.weights, models.WEIGHTS_SUFFIXES[0]), self.address)
         except InputError as error:
             raise InputError(_OPTIONS.get(error.field, error.field), error.value, error.allowed) from error
-        return model.eval().to(memory_format=torch.channels_last)
+        return laid_out(model.eval(), shape)

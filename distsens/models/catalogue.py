@@ -29,6 +29,7 @@ from distsens.models.small_cnn import small_cnn
 from distsens.models.torchvision_models import torchvision_model, torchvision_names
 from distsens.models.vgg import vgg11_bn, vgg16_bn
 from distsens.models.vit import vit_tiny
+from distsens.networks import evaluate
 
 
 class Builder(Protocol):
@@ -102,7 +103,11 @@ def build(
             raise InputError("model.name", name, f"must return an nn.Module, not a {type(network).__name__}")
         model = PixelModel(network, mean, std)
         _check_logits(name, model, shape, classes)
-    return model.train()
+    try:
+        return model.train()
+    except NotImplementedError:
+        allowed = "it is an exported program, which has no training mode and no layers; return the network itself"
+        raise InputError("model.name", name, allowed) from None
 
 
 def _network(name: str, builder: Builder, shape: tuple[int, int, int], classes: int) -> nn.Module:
@@ -162,7 +167,7 @@ def _own_factory(name: str) -> Builder:
 
 def _check_logits(name: str, model: PixelModel, shape: tuple[int, int, int], classes: int) -> None:
     """Try one black image, so that a network that does not fit is reported before anything starts."""
-    model.eval()  # batch normalisation refuses a single image in training mode
+    evaluate(model)  # batch normalisation refuses a single image in training mode
     try:
         with torch.no_grad():
             logits = model(torch.zeros(1, *shape))

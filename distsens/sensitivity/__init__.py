@@ -1,5 +1,6 @@
 """Neuron sensitivity: read neurons, measure, select and stabilize them, ablate them, follow them over time."""
 
+from distsens.networks import in_eval_mode
 from distsens.sensitivity.ablate import PairForwards, Replacement, flipped_at
 from distsens.sensitivity.contribute import Contributions, contributions
 from distsens.sensitivity.correlate import NeuronCorrelation
@@ -17,7 +18,7 @@ from distsens.sensitivity.measure import (
     relative_divisor,
 )
 from distsens.sensitivity.noise import NoiseNorm, same_norm_noise
-from distsens.sensitivity.probe import ActivationProbe, in_eval_mode, match_layers, neuron_counts, split_pairs
+from distsens.sensitivity.probe import ActivationProbe, match_layers, neuron_counts, split_pairs
 from distsens.sensitivity.select import Selection, kept_fraction, order_neurons, select_neurons, selected_count
 from distsens.sensitivity.stabilize import (
     Distance,

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from distsens.errors import InputError
+from distsens.networks import in_eval_mode
 from distsens.sensitivity.intervene import Intervention, constant_neurons, take_neurons
-from distsens.sensitivity.probe import ActivationProbe, in_eval_mode
+from distsens.sensitivity.probe import ActivationProbe
 
 Replacement = Literal["benign", "zero", "mean"]
 

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from distsens.networks import in_eval_mode
 from distsens.sensitivity.intervene import Intervention, Overwriting
-from distsens.sensitivity.probe import ActivationProbe, in_eval_mode
+from distsens.sensitivity.probe import ActivationProbe
 
 
 @dataclass(frozen=True)

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
 
-from distsens.sensitivity.probe import as_neurons, match_layers, neuron_axis, unwrapped
+from distsens.errors import InputError
+from distsens.networks import as_written, unwrapped
+from distsens.sensitivity.probe import NOT_CALLED, as_neurons, match_layers, neuron_axis
 
 
 @dataclass(frozen=True)
@@ -47,36 +49,42 @@ class Intervention:
     """
 
     def __init__(self, model: nn.Module, layers: Mapping[str, Overwriting]) -> None:
-        self._network = unwrapped(model)
+        self._model = model
         self._layers = {name: layers[name] for name in match_layers(model, list(layers))} if layers else {}
-        self._handles: list[RemovableHandle] = []
+        self._silent: set[str] = set()
+        self._around = ExitStack()
 
     def __enter__(self) -> Intervention:
+        self._silent = set(self._layers)
+        self._around.enter_context(as_written(self._model))
         for name, overwriting in self._layers.items():
-            module = self._network.get_submodule(name)
-            self._handles.append(module.register_forward_hook(_hook(overwriting)))
+            module = unwrapped(self._model).get_submodule(name)
+            self._around.callback(module.register_forward_hook(self._hook(name, overwriting)).remove)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        while self._handles:
-            self._handles.pop().remove()
+        self._around.close()
+        if kind is None and self._silent:
+            raise InputError("layers", min(self._silent), NOT_CALLED)
+
+    def _hook(self, name: str, overwriting: Overwriting) -> Callable[[nn.Module, Any, Any], Tensor | None]:
+        def hook(module: nn.Module, inputs: object, output: Tensor) -> Tensor | None:  # noqa: ARG001
+            self._silent.discard(name)
+            return _overwritten(module, output, overwriting) if len(overwriting.neurons) else None
+
+        return hook
 
 
-def _hook(overwriting: Overwriting) -> Callable[[nn.Module, Any, Any], Tensor | None]:
-    def hook(module: nn.Module, inputs: object, output: Tensor) -> Tensor | None:  # noqa: ARG001
-        if len(overwriting.neurons) == 0:
-            return None
-        axis = neuron_axis(module, output)
-        shape = as_neurons(module, output).shape
-        wanted = overwriting.values.to(output).expand(shape[0], len(overwriting.neurons), shape[2])
-        # From (N, k, positions) to the layer's own layout.
-        places = [size for dimension, size in enumerate(output.shape) if dimension not in (0, axis)]
-        wanted = wanted.reshape(shape[0], -1, *places).movedim(1, axis)
-        return output.index_copy(axis, overwriting.neurons.to(output.device), wanted)
-
-    return hook
+def _overwritten(module: nn.Module, output: Tensor, overwriting: Overwriting) -> Tensor:
+    axis = neuron_axis(module, output)
+    shape = as_neurons(module, output).shape
+    wanted = overwriting.values.to(output).expand(shape[0], len(overwriting.neurons), shape[2])
+    # From (N, k, positions) to the layer's own layout.
+    places = [size for dimension, size in enumerate(output.shape) if dimension not in (0, axis)]
+    wanted = wanted.reshape(shape[0], -1, *places).movedim(1, axis)
+    return output.index_copy(axis, overwriting.neurons.to(output.device), wanted)
 
 
 def take_neurons(outputs: Mapping[str, Tensor], neurons: Mapping[str, Tensor]) -> dict[str, Overwriting]:

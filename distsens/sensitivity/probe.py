@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack
 from fnmatch import fnmatchcase
 from types import TracebackType
 from typing import Any, Generic, TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.nn.parallel import DataParallel, DistributedDataParallel
-from torch.utils.hooks import RemovableHandle
 
 from distsens.errors import InputError
+from distsens.networks import as_written, in_eval_mode, unwrapped
 
 T = TypeVar("T")
+
+NOT_CALLED = "the layer was not called in the forward pass; name one that is"
 
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _FEATURES_LAST = (nn.Linear, nn.Embedding)
@@ -55,23 +56,23 @@ class ActivationProbe(Generic[T]):
         self.layers = match_layers(model, layers)
         self.outputs: dict[str, T] = {}
         self._read = read
-        self._handles: list[RemovableHandle] = []
+        self._around = ExitStack()
 
     def __enter__(self) -> ActivationProbe[T]:
         self.outputs = {}
         network = unwrapped(self.model)
-        self._handles.append(network.register_forward_pre_hook(self._forget))
+        self._around.enter_context(as_written(self.model))
+        self._around.callback(network.register_forward_pre_hook(self._forget).remove)
         for name in self.layers:
-            self._handles.append(network.get_submodule(name).register_forward_hook(self._hook(name)))
+            self._around.callback(network.get_submodule(name).register_forward_hook(self._hook(name)).remove)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        while self._handles:
-            self._handles.pop().remove()
+        self._around.close()
         if kind is None and (silent := [name for name in self.layers if name not in self.outputs]):
-            raise InputError("layers", silent[0], "the layer was not called in the forward pass; name one that is")
+            raise InputError("layers", silent[0], NOT_CALLED)
 
     def _forget(self, module: nn.Module, inputs: object) -> None:  # noqa: ARG002 (the signature of a hook)
         self.outputs = {}
@@ -93,6 +94,7 @@ class ActivationProbe(Generic[T]):
 def match_layers(model: nn.Module, patterns: str | Sequence[str]) -> tuple[str, ...]:
     """Names of the layers that the patterns mean, in the model's order, each once; an unmatched pattern is an error."""
     network = unwrapped(model)
+    _refuse_programs(network)
     names = [name for name, _ in network.named_modules() if name]
     known = set(names)
     chosen: set[str] = set()
@@ -110,6 +112,13 @@ def match_layers(model: nn.Module, patterns: str | Sequence[str]) -> tuple[str, 
     return tuple(name for name in names if name in chosen)
 
 
+def _refuse_programs(network: nn.Module) -> None:
+    """Their code is a graph: it calls no module, so that nobody could read or change a layer."""
+    exported = isinstance(network, fx.GraphModule) and not any(node.op == "call_module" for node in network.graph.nodes)
+    if exported or isinstance(network, torch.jit.ScriptModule):
+        raise InputError("model", type(network).__name__, "a program has no layers to read; give the network itself")
+
+
 def neuron_counts(model: nn.Module, layers: str | Sequence[str], example: Tensor) -> dict[str, int]:
     """Number of neurons of each layer that the patterns mean, found by one forward of ``example`` in eval mode."""
     network = unwrapped(model)
@@ -117,19 +126,6 @@ def neuron_counts(model: nn.Module, layers: str | Sequence[str], example: Tensor
         with ActivationProbe(network, layers, read=lambda _, output: output.shape[1]) as probe, torch.no_grad():
             network(example)
         return {name: probe.outputs[name] for name in probe.layers}
-
-
-@contextmanager
-def in_eval_mode(model: nn.Module) -> Iterator[nn.Module]:
-    """The model in eval mode and without its DDP wrapper for the length of the block; then its modes are as before."""
-    network = unwrapped(model)
-    modes = [(module, module.training) for module in network.modules()]
-    network.eval()
-    try:
-        yield network
-    finally:
-        for module, training in modes:
-            module.training = training
 
 
 def as_neurons(module: nn.Module, output: Tensor) -> Tensor:
@@ -156,11 +152,6 @@ def split_pairs(outputs: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[
     """Benign and adversarial halves of the outputs of one forward over ``torch.cat([benign, adversarial])``."""
     halves = {name: output.chunk(2) for name, output in outputs.items()}
     return {name: half[0] for name, half in halves.items()}, {name: half[1] for name, half in halves.items()}
-
-
-def unwrapped(model: nn.Module) -> nn.Module:
-    """The module inside a DDP or DataParallel wrapper."""
-    return model.module if isinstance(model, DistributedDataParallel | DataParallel) else model
 
 
 def _auto(network: nn.Module) -> list[str]:

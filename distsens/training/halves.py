@@ -17,7 +17,7 @@ class Halves:
 
     A half holds all images of the batch where the objective uses it, else those that SNS compares, else none.
 
-    images : (B, C, H, W), channels last.
+    images : (B, C, H, W), in the memory format in which the model runs.
     boundary : rows of the benign half.
     pairs : rows of the pairs that SNS compares; None while it sleeps.
     """
@@ -27,15 +27,15 @@ class Halves:
     pairs: PairRows | None
 
     @classmethod
-    def of(cls, objective: Objective, images: Tensor, twins: Tensor, compared: slice | None) -> Halves:
+    def of(
+        cls, objective: Objective, images: Tensor, twins: Tensor, compared: slice | None, layout: torch.memory_format
+    ) -> Halves:
         """What the objective and SNS need of a batch's images; ``compared`` says which of them SNS compares.
 
         ``twins`` are those of all images where the objective uses any, else of the compared ones.
         """
         benign = images if objective.uses_benign else images[compared or slice(0)]
-        both = torch.cat([benign, twins])
-        if both.ndim == 4:
-            both = both.contiguous(memory_format=torch.channels_last)
+        both = torch.cat([benign, twins]).to(memory_format=layout)
         if compared is None:
             return cls(both, len(benign), None)
         first = compared if objective.uses_benign else slice(0, len(benign))

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from distsens.attacks import GradientAttack
+from distsens.networks import memory_format_of
 from distsens.objectives import Objective
 from distsens.sensitivity import ActivationProbe, Stabilizer
 from distsens.training.batch_norm import BatchNormHalves, keeping_statistics, normalising_halves
@@ -119,7 +120,8 @@ class TrainingStep:
         ``twins`` are those of all images where the objective uses any, else of the images that SNS compares.
         """
         began = _now(batch.images)
-        halves = Halves.of(self.objective, batch.images, twins, self._compared(batch, sns_weight))
+        layout = memory_format_of(self.model, batch.images)
+        halves = Halves.of(self.objective, batch.images, twins, self._compared(batch, sns_weight), layout)
         # Around the backward passes too, in which a network that saves memory runs its layers once more.
         with sharing_statistics(self.model) if self.world_size > 1 and self.sync_batch_norm else nullcontext():
             loss, sums = self._loss(batch, halves, sns_weight)

@@ -107,9 +107,9 @@ def _assert_view_gives_the_networks_logits_and_gradients(network: nn.Module, ima
         torch.testing.assert_close(_logits_and_gradients(logits, images), expected, rtol=1e-4, atol=1e-5)
 
 
-def _folded(network: nn.Module) -> set[str]:
+def _folded(network: nn.Module, images: Tensor) -> set[str]:
     """Names of the batch norms that merely hand on what they get."""
-    forwards = lean_forwards(network, None)
+    forwards = lean_forwards(network, images, torch.channels_last, None)
     return {
         name for name, module in network.named_modules() if isinstance(module, nn.BatchNorm2d) and module in forwards
     }
@@ -139,7 +139,7 @@ def test_batch_norm_is_folded_where_it_alone_reads_a_convolution_and_logits_and_
     build: Callable[[], nn.Module], folded: set[str], images: Tensor
 ) -> None:
     network = _seeded(build)
-    assert _folded(network) == folded
+    assert _folded(network, images) == folded
     _assert_view_gives_the_networks_logits_and_gradients(network, images)
 
 
@@ -252,11 +252,10 @@ def test_weights_are_cast_once_and_not_in_every_forward(images: Tensor) -> None:
     network = _seeded(_Block)
     weights = {tuple(p.shape) for p in network.parameters()}
     cpu = [torch.profiler.ProfilerActivity.CPU]
-    with (
-        attack_view(network, precision=torch.bfloat16) as logits,
-        torch.profiler.profile(record_shapes=True, activities=cpu) as profile,
-    ):
-        logits(images)
+    with attack_view(network, precision=torch.bfloat16) as logits:
+        logits(images)  # The first forward is compared with the plain one.
+        with torch.profiler.profile(record_shapes=True, activities=cpu) as profile:
+            logits(images)
     casts = {tuple(event.input_shapes[0]) for event in profile.events() if event.name == "aten::_to_copy"}
     norms = [event for event in profile.events() if event.name == "aten::batch_norm"]
     assert not casts & weights
@@ -269,7 +268,7 @@ def test_convolutions_run_channels_last_however_the_network_holds_its_weights(
     precision: torch.dtype | None, images: Tensor, smooth: nn.Module
 ) -> None:
     held = [p.stride() for p in smooth.parameters()]
-    forwards = lean_forwards(smooth, precision)
+    forwards = lean_forwards(smooth, images, torch.channels_last, precision)
     assert len(forwards) == 3
     for forward in forwards.values():
         weight = forward.__self__.weight  # type: ignore[attr-defined]
@@ -295,14 +294,15 @@ def test_compiled_code_is_left_as_it_is(part: str, images: Tensor) -> None:
         network = torch.compile(network, backend="aot_eager")
     else:
         network[1].compile(backend="aot_eager")
-    assert not lean_forwards(network, torch.bfloat16)
+    assert not lean_forwards(network, images, torch.channels_last, torch.bfloat16)
     with attack_view(network) as logits:
         torch.testing.assert_close(_logits_and_gradients(logits, images), expected, rtol=1e-4, atol=1e-5)
 
 
 def test_a_subclass_of_a_layer_runs_its_own_code() -> None:
     network = nn.Sequential(nn.Conv2d(3, 3, 1), _ScaledConv2d(3, 3, 1))
-    assert set(lean_forwards(network, torch.bfloat16)) == {network[0]}
+    forwards = lean_forwards(network, torch.rand(2, 3, 4, 4), torch.channels_last, torch.bfloat16)
+    assert set(forwards) == {network[0]}
 
 
 def test_what_a_forward_keeps_of_its_first_call_is_real(images: Tensor) -> None:
@@ -320,3 +320,76 @@ def test_a_network_that_was_attacked_can_be_forgotten(images: Tensor) -> None:
     del network
     gc.collect()
     assert forgotten() is None
+
+
+class _TwoNorms(nn.Module):
+    """A flag, as of AdvProp, decides which batch norm is read."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(4, 4, 3, padding=1)
+        self.norms = nn.ModuleList([nn.BatchNorm2d(4), nn.BatchNorm2d(4)])
+        self.adv = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        features: Tensor = self.norms[self.adv](self.conv(x))
+        return features
+
+
+class _Slim(_TwoNorms):
+    """One norm, which some forwards leave out."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        features: Tensor = self.conv(x)
+        return self.norms[0](features) if self.adv == 0 else features  # type: ignore[no-any-return]
+
+
+class _Keeps(_Block):
+    """What the convolutions give is kept on the network, bare or in a list, for whoever wants it later."""
+
+    kept: Tensor
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.kept = self.conv1(x)
+        self.others = [self.conv2(torch.relu(self.bn1(self.kept)))]
+        return torch.relu(self.bn2(self.others[0]) + x)
+
+
+class _Offset(_Block):
+    """Once there are offsets it takes as many images as there are offsets."""
+
+    offset: float | Tensor = 0.0
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x + self.offset)
+
+
+@pytest.mark.parametrize("build", [_TwoNorms, _Slim])
+@pytest.mark.parametrize("precision", [None, torch.bfloat16])
+def test_a_flag_that_leads_the_forward_elsewhere_counts_in_every_view(
+    build: Callable[[], nn.Module], precision: torch.dtype | None, images: Tensor
+) -> None:
+    network = _seeded(build)
+    nn.init.uniform_(network[1].norms[1].weight, 2.0, 3.0)
+    for flag in (0, 1, 0, 1):
+        network[1].adv = flag
+        tolerance = 0.1 if precision else 1e-4
+        with attack_view(network, precision=precision) as logits:
+            torch.testing.assert_close(logits(images), network(images), rtol=tolerance, atol=tolerance)
+
+
+def test_what_a_forward_keeps_for_later_is_what_the_layer_gives(images: Tensor) -> None:
+    network = _seeded(_Keeps)
+    network[1].kept, network[1].others = torch.empty(0), []
+    with attack_view(network) as logits, torch.no_grad():
+        logits(images)
+        torch.testing.assert_close(network[1].kept, network[1].conv1(network[0](images)))
+    assert _folded(network, images) == set()
+
+
+def test_a_network_that_takes_no_fewer_images_is_attacked_unfolded(images: Tensor) -> None:
+    network = _seeded(_Offset)
+    assert _folded(network, images) == _BOTH
+    network[1].offset = torch.rand(len(images), 1, 1, 1)
+    _assert_view_gives_the_networks_logits_and_gradients(network, images)
+    assert _folded(network, images) == set()
