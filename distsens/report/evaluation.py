@@ -215,9 +215,20 @@ def _cells(value: Mapping[str, float]) -> tuple[str, str]:
 
 
 def _show_classes(console: Console, summary: EvaluationSummary) -> None:
-    weakest = sorted(summary.classes.items(), key=lambda item: item[1]["robust"]["value"])
-    shown = ", ".join(f"{name} {values['robust']['value']:.1%}" for name, values in weakest[:5])
-    console.print(f"least robust classes: {shown}", markup=False, highlight=False, soft_wrap=True)
+    weakest = least_robust_classes(summary)
+    if weakest:
+        shown = ", ".join(
+            f"{name} {value['value']:.1%} ({value['count']} of {value['images']})" for name, value in weakest.items()
+        )
+        console.print(f"least robust classes: {shown}", markup=False, highlight=False, soft_wrap=True)
+
+
+def least_robust_classes(summary: EvaluationSummary, most: int = 5) -> dict[str, Json]:
+    """At most so many classes, the least robust first; none that is but equal to one that is left out."""
+    rising = sorted(((name, one["robust"]) for name, one in summary.classes.items()), key=lambda item: item[1]["value"])
+    if len(rising) <= most:
+        most = len(rising) - 1  # the most robust one is none of the least robust
+    return {name: value for name, value in rising[:most] if value["value"] < rising[most][1]["value"]}
 
 
 def _show_more(console: Console, summary: EvaluationSummary) -> None:

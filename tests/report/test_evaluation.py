@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 from rich.console import Console
 
-from distsens.evaluation import Check, Ledger, Verification
+from distsens.evaluation import Check, Ledger, Proportion, Verification, proportion
 from distsens.evaluation.ledger import broken_column, corruption_column, curve_column, evaluations_column
 from distsens.report import (
     EvaluationSummary,
@@ -87,6 +87,26 @@ def test_the_table_has_accuracies_intervals_checks_and_warnings() -> None:
         "fog",
     ):
         assert text in output, output
+
+
+@pytest.mark.parametrize(
+    ("robust", "named"),
+    [
+        ((1, 5, 2), ["0 10.0% (1 of 10)", "2 20.0% (2 of 10)"]),
+        ((3, 1, 2, 4, 6, 5, 9), [f"{n} {k}0.0% ({k} of 10)" for k, n in ((1, 1), (2, 2), (3, 0), (4, 3), (5, 5))]),
+        ((1, 2, 2, 2, 2, 2, 2), ["0 10.0% (1 of 10)"]),
+        ((2, 2, 2), []),
+        ((0, 0), []),
+        ((4,), []),
+    ],
+)
+def test_the_least_robust_classes_are_counted_and_never_chosen_among_equal_ones(
+    robust: tuple[int, ...], named: list[str]
+) -> None:
+    classes = {str(n): {"robust": proportion(Proportion(k, 10)), "clean": {}} for n, k in enumerate(robust)}
+    output = shown(show_evaluation, replace(summary(ledger()), classes=classes))
+    assert ("least robust classes" in output) == bool(named)
+    assert not named or f"least robust classes: {', '.join(named)}\n" in output
 
 
 def test_the_summary_is_json_and_counts_the_ledger() -> None:

@@ -77,7 +77,7 @@ def build_report(
             agreement_plates(findings),
         ),
     ]
-    said = sentences(findings)
+    said = sentences(findings, analysis.ratio)
     threat = analysis.threat
     about = (
         f"{images:,} {analysis.data.split} images of {analysis.data.name}, {findings.condition} in {threat.norm} with "

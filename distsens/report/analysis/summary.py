@@ -11,7 +11,7 @@ from typing import Any, Literal
 from distsens.analysis import CLEAN, NOISE, Findings, neurons_to_flip
 from distsens.report.analysis.build import Report
 from distsens.report.analysis.figures_models import of_model
-from distsens.report.analysis.sentences import ablation_verdicts
+from distsens.report.analysis.sentences_ablation import ablation_verdicts
 
 Json = dict[str, Any]
 
@@ -32,7 +32,7 @@ class AnalysisSummary:
             ``flipped``, ``l2``.
         ``layers`` : by name ``neurons``, and means over them of ``absolute``, ``relative``, ``noise``, ``over_noise``.
         ``absolute``, ``relative`` : means over layers.
-        ``ablation`` : by layer what :func:`~distsens.report.analysis.sentences.ablation_verdicts` says.
+        ``ablation`` : by layer what :func:`~distsens.report.analysis.sentences_ablation.ablation_verdicts` says.
         ``neurons_to_flip`` : by layer, how many flip half of the images, ``top``, ``random`` and ``bottom``.
         ``contribution_gap`` : by layer, how far the contributions' sum is from the real change.
         ``attack_seconds``, ``measure_seconds`` : over all workers.

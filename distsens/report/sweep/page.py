@@ -41,7 +41,7 @@ def sweep_sentences(
 ) -> tuple[str, ...]:
     """What the sweep found, with numbers."""
     statuses = [one.status for one in trials]
-    failed = f", {statuses.count('failed')} failed" if "failed" in statuses else ""
+    failed = "".join(f", {statuses.count(end)} {end}" for end in ("failed", "interrupted") if end in statuses)
     said = [
         f"{len(trials)} trials: {statuses.count('finished')} went to the end, {statuses.count('stopped')} were stopped "
         f"early{failed}."
@@ -56,20 +56,28 @@ def sweep_sentences(
         )
     if outcome.front:
         first, last = outcome.front[0].point, outcome.front[-1].point
-        if first is not None and last is not None and len(outcome.front) > 1:
+        if first is not None and last is not None and first != last:
             said.append(
                 f"The front has {len(outcome.front)} trials, from {first.clean:.2%} clean and {first.robust:.2%} "
                 f"robust to {last.clean:.2%} and {last.robust:.2%}; its hypervolume is {outcome.hypervolume:.4f}."
             )
-    if outcome.saved is not None and any(one.rung > 1 for one in trials):
+    if outcome.saved is not None and round(outcome.saved, 2) and any(one.rung > 1 for one in trials):
         said.append(
             f"Training took {outcome.evaluations:.3g} gradient evaluations; all trials to the end would have taken "
             f"{outcome.to_the_end:.3g}: {outcome.saved:.0%} {'saved' if outcome.saved >= 0 else 'more, not saved'}."
         )
-    if outcome.importance:
+    shares = list(outcome.importance.values())
+    if len(shares) > 1 and shares[0] > shares[1]:  # of one field alone, or of equal ones, there is no first
         names = short_names(outcome.importance)
-        first_field, share = next(iter(outcome.importance.items()))
-        said.append(f"{names[first_field]} explains {share:.0%} of the variance of the scores.")
+        judged = sum(
+            (one := trial.rungs.get(outcome.importance_rung)) is not None and one.score is not None
+            for trial in trials
+            if trial.status != "failed"
+        )
+        said.append(
+            f"{names[next(iter(outcome.importance))]} explains {shares[0]:.0%} of the variance of the scores of the "
+            f"{judged} trials that did rung {outcome.importance_rung}, more than any other of {len(shares)} fields."
+        )
     return tuple(said)
 
 

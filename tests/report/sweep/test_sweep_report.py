@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import re
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -89,6 +90,13 @@ def test_sentences_hold_the_numbers(trials: list[TrialState]) -> None:
     assert "weight 2, layers auto. Trained anew, it has 97.00% clean and 80.00% robust accuracy on 100 test" in said
     assert "The front has 2 trials, from 98.00% clean and 80.00% robust to 99.00% and 70.00%" in said
     assert "30% saved" in said
+    outcome = count(trials, SPACE)
+    share = outcome.importance["stabilize.weight"]
+    assert f"weight explains {share:.0%} of the variance of the scores of the 4 trials that did rung 1" in said
+    for shares in ({"stabilize.weight": 1.0}, {"stabilize.weight": 0.5, "stabilize.layers": 0.5}, {}):
+        said = " ".join(sweep_sentences(trials, replace(outcome, importance=shares), CHAMPION))
+        assert "explains" not in said
+    assert "saved" not in " ".join(sweep_sentences(trials, replace(outcome, to_the_end=outcome.evaluations), CHAMPION))
 
 
 def test_the_page_holds_every_trial_and_figure_and_asks_nothing_of_the_network(trials: list[TrialState]) -> None:
