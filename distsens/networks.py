@@ -10,7 +10,7 @@ from weakref import WeakKeyDictionary
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch._dynamo import OptimizedModule
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 
@@ -55,6 +55,17 @@ def in_eval_mode(model: nn.Module) -> Iterator[nn.Module]:
     finally:
         for module, training in modes:
             module.training = training
+
+
+def program(network: nn.Module) -> str | None:
+    """What kind of program the network is, of which the code is a graph and no longer Python's; None if it is none."""
+    if isinstance(network, torch.jit.ScriptModule):
+        return "a TorchScript program"
+    if not isinstance(network, fx.GraphModule):
+        return None
+    # A graph that was traced by torch.fx calls its modules still; an exported one contains what they did.
+    called = [network.get_submodule(str(node.target)) for node in network.graph.nodes if node.op == "call_module"]
+    return None if any(not type(one).__module__.startswith("torch.export") for one in called) else "an exported program"
 
 
 @contextmanager
@@ -134,7 +145,7 @@ def _find_format(network: nn.Module, images: Tensor) -> torch.memory_format:
 def _copy(network: nn.Module, layout: torch.memory_format) -> nn.Module:
     """A copy without hooks whose weights, shared where they lie so already, are frozen."""
     if any(isinstance(module, torch.jit.ScriptModule) for module in network.modules()):
-        raise TypeError("the copy of a program has weights of its own")
+        raise TypeError("a copy of it has weights of its own")
     frozen = {
         id(weight): nn.Parameter(
             weight.detach().to(memory_format=layout) if weight.ndim == 4 else weight.detach(), False

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from distsens.attacks.lean import Forward, lean_forwards, replaced
-from distsens.networks import in_eval_mode, in_own_type, keeping_buffers, memory_format_of, undistributed
+from distsens.errors import InputError
+from distsens.networks import in_eval_mode, in_own_type, keeping_buffers, memory_format_of, program, undistributed
 
 Logits = Callable[[Tensor], Tensor]
 
@@ -48,7 +49,7 @@ def attack_view(model: nn.Module, *, precision: torch.dtype | None = None) -> It
             torch.autocast(device.type, dtype=precision, enabled=precision is not None),
             replaced(network, forwards or {}),
         ):
-            outputs: Tensor = network(arranged)
+            outputs = _run(network, arranged)
         return outputs.float()
 
     with ExitStack() as stack:
@@ -66,6 +67,18 @@ def attack_view(model: nn.Module, *, precision: torch.dtype | None = None) -> It
         finally:
             for parameter in trainable:
                 parameter.requires_grad_(True)
+
+
+def _run(network: nn.Module, images: Tensor) -> Tensor:
+    try:
+        outputs: Tensor = network(images)
+    except (AssertionError, RuntimeError) as problem:
+        if kind := program(network):
+            said = " ".join(str(problem).split())
+            allowed = f"it takes no images {tuple(images.shape)}, or not so many at once: {said}"
+            raise InputError("model", kind, allowed) from problem
+        raise
+    return outputs
 
 
 def logits_of(model: nn.Module, images: Tensor) -> Tensor:

@@ -9,11 +9,11 @@ from types import TracebackType
 from typing import Any, Generic, TypeVar
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from distsens.errors import InputError
-from distsens.networks import as_written, in_eval_mode, unwrapped
+from distsens.networks import as_written, in_eval_mode, program, unwrapped
 
 T = TypeVar("T")
 
@@ -94,7 +94,8 @@ class ActivationProbe(Generic[T]):
 def match_layers(model: nn.Module, patterns: str | Sequence[str]) -> tuple[str, ...]:
     """Names of the layers that the patterns mean, in the model's order, each once; an unmatched pattern is an error."""
     network = unwrapped(model)
-    _refuse_programs(network)
+    if kind := program(network):
+        raise InputError("model", kind, "it calls no layers that could be read; give the network itself")
     names = [name for name, _ in network.named_modules() if name]
     known = set(names)
     chosen: set[str] = set()
@@ -110,13 +111,6 @@ def match_layers(model: nn.Module, patterns: str | Sequence[str]) -> tuple[str, 
             )
         chosen |= found
     return tuple(name for name in names if name in chosen)
-
-
-def _refuse_programs(network: nn.Module) -> None:
-    """Their code is a graph: it calls no module, so that nobody could read or change a layer."""
-    exported = isinstance(network, fx.GraphModule) and not any(node.op == "call_module" for node in network.graph.nodes)
-    if exported or isinstance(network, torch.jit.ScriptModule):
-        raise InputError("model", type(network).__name__, "a program has no layers to read; give the network itself")
 
 
 def neuron_counts(model: nn.Module, layers: str | Sequence[str], example: Tensor) -> dict[str, int]:

@@ -146,3 +146,29 @@ def test_several_layers_at_once_are_each_overwritten(pairs: tuple[Tensor, Tensor
     with Intervention(model, zeros), probe, torch.no_grad():
         model(pairs[1])
     assert all((probe.outputs[layer][:, chosen[layer]] == 0).all() for layer in chosen)
+
+
+@pytest.mark.parametrize("how", ["whole", "parts"])
+def test_compiled_code_obeys(how: str) -> None:
+    network, images = nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2)).eval(), torch.rand(5, 4)
+    overwriting = {"0": Overwriting(torch.tensor([1]), torch.full((1, 1, 1), 7.0))}
+    with Intervention(network, overwriting):
+        expected = network(images)
+    if how == "parts":
+        network[0].compile(backend="eager")
+    compiled = torch.compile(network, backend="eager") if how == "whole" else network
+    plain = compiled(images)
+    with Intervention(compiled, overwriting):
+        torch.testing.assert_close(compiled(images), expected)
+    torch.testing.assert_close(compiled(images), plain)
+    assert not torch.equal(plain, expected)
+
+
+def test_a_layer_that_is_not_called_is_told() -> None:
+    network = nn.ModuleDict({"used": nn.Linear(4, 3), "idle": nn.Linear(4, 3)})
+    overwriting = Overwriting(torch.tensor([1]), torch.zeros(1, 1, 1))
+    with (
+        pytest.raises(InputError, match=r"^layers: got 'idle'; the layer was not called"),
+        Intervention(network, {"used": overwriting, "idle": overwriting}),
+    ):
+        network["used"](torch.rand(2, 4))

@@ -338,3 +338,21 @@ def test_neuron_counts_restore_the_modes_when_the_forward_fails(model: Nested) -
     with pytest.raises(RuntimeError, match="channels"):
         neuron_counts(model, CALLED, torch.rand(1, 5, 8, 8))
     assert all(module.training for module in model.modules())
+
+
+@pytest.mark.parametrize("kind", ["exported", "traced"])
+@pytest.mark.parametrize("layers", ["auto", "0", "*"])
+def test_a_program_is_refused_since_it_calls_no_layers(kind: str, layers: str) -> None:
+    network, images = nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2)).eval(), torch.rand(5, 4)
+    program = torch.jit.trace(network, images) if kind == "traced" else torch.export.export(network, (images,)).module()
+    with pytest.raises(InputError, match=r"^model: got 'an? (TorchScript|exported) program'; it calls no layers"):
+        ActivationProbe(program, layers)
+
+
+def test_a_compiled_network_is_read_by_its_own_names() -> None:
+    network, images = nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2)).eval(), torch.rand(5, 4)
+    compiled = torch.compile(network, backend="eager")
+    compiled(images)
+    with ActivationProbe[Tensor](compiled, "0") as probe:
+        compiled(images)
+    assert torch.equal(probe.outputs["0"].squeeze(2), network[0](images))
