@@ -17,7 +17,7 @@ from distsens.attacks.view import Logits, attack_view
 from distsens.errors import InputError
 from distsens.randomness import sample_keys
 
-# After how many of 10,000 queries the part of the image that a square covers is halved.
+# After how many changes the part of the image that a square covers is halved.
 _HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
 
 
@@ -27,19 +27,19 @@ class Square:
 
     In Linf it starts with vertical stripes of ``+-eps``, and a change sets a square of each channel to ``+-eps``. In
     L2 and L1 it starts with a grid of tiles, and a change moves the offsets of one square to another, adds a tile
-    there, and spends all of eps that is left. Then all is clipped to [0, 1]. An image that is misclassified leaves the
-    batch at once.
+    there, and spends all of eps that is left. Then all is clipped to [0, 1], or in L1 projected. An image that is
+    misclassified leaves the batch at once.
 
     Andriushchenko et al., "Square Attack: a query-efficient black-box adversarial attack via random search", ECCV 2020,
-    algorithms 1 to 3; the same in L1 as Croce and Hein, "Mind the box: l1-APGD for sparse adversarial attacks on image
-    classifiers", ICML 2021, section 5.
+    algorithms 1 to 3; all else is as in the standard version of AutoAttack (Croce and Hein, ICML 2020, and in L1 "Mind
+    the box: l1-APGD for sparse adversarial attacks on image classifiers", ICML 2021), see :mod:`squares`.
 
     Parameters
     ----------
     threat : the ball.
-    queries : points per restart that are shown to the classifier.
-    p_init : part of the image that the first squares cover; it is halved after 0.1, 0.5, 2, 5, 10, 20, 40, 60 and 80 %
-        of the queries.
+    queries : changes per restart; the point that they start from comes on top.
+    p_init : part of the image that the first squares cover; it is halved after the changes 10, 50, 200, 500, 1000,
+        2000, 4000, 6000 and 8000, counted from 0, however many there are.
     restarts : attempts per image.
 
     Raises
@@ -77,8 +77,9 @@ class Square:
         images, labels, threat = tally.images[rows], tally.labels[rows], inner(self.threat)
         points = best = first_points(threat, images, sample_keys(keys, "start"))
         losses = torch.full((len(rows),), -torch.inf, device=images.device)
-        for query in range(self.queries):
-            if query:
+        for shown in range(1, self.queries + 2):
+            if shown > 1:
+                query = shown - 2
                 points = changed_points(threat, best, images, sample_keys(keys, query), self.part(query))
             outputs = logits(points)
             values, broken = margin(outputs, labels), outputs.argmax(1) != labels
@@ -86,15 +87,15 @@ class Square:
             losses = torch.where(better, values, losses)
             best = torch.where(better[:, None, None, None], points, best)
             if broken.any():
-                tally.count(rows[broken], query + 1)
+                tally.count(rows[broken], shown)
                 tally.record(rows[broken], points[broken], values[broken], broken[broken])
                 state = (rows, keys, images, labels, best, losses)
                 rows, keys, images, labels, best, losses = (each[~broken] for each in state)
                 if not len(rows):
                     return
-        tally.count(rows, self.queries)
+        tally.count(rows, self.queries + 1)
         tally.record(rows, best, losses, torch.zeros_like(rows, dtype=torch.bool))
 
     def part(self, query: int) -> float:
-        """Part of the image that the square of a query covers."""
-        return float(self.p_init / 2 ** bisect_left(_HALVINGS, 10000 * query // self.queries))
+        """Part of the image that the square of a change covers; the first one is 0."""
+        return self.p_init / 2.0 ** bisect_left(_HALVINGS, query)
