@@ -75,11 +75,12 @@ def _analyze(options: Options, fields: dict[str, Any]) -> int:
     from distsens.analysis import Analysis
     from distsens.distributed.analysis_driver import run_analysis
     from distsens.distributed.analysis_preflight import check_analysis
+    from distsens.report import checking
     from distsens.report.analysis import AnalysisView, show_analysis
 
     console = Console()
-    with console.status("checking") as status:
-        checked = check_analysis(Analysis.parse(fields), status.update)
+    with checking(console) as tell:
+        checked = check_analysis(Analysis.parse(fields), tell)
     for warning in checked.warnings:
         console.print(f"warning: {warning}", markup=False, highlight=False, soft_wrap=True)
     if options.dry_run:

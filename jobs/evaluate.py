@@ -101,7 +101,7 @@ def _evaluate(options: Options, models: Sequence[str], changes: dict[str, Any]) 
     from distsens.distributed.preflight import storage_url
     from distsens.distributed.verification import check_judges_claim, fields_to_verify, read_claim
     from distsens.evaluation import Verification
-    from distsens.report import EvaluationView, show_evaluation, show_models, summary_document
+    from distsens.report import EvaluationView, checking, show_evaluation, show_models, summary_document
 
     console = Console()
     claim = None if options.verify is None else read_claim(options.verify)
@@ -126,8 +126,8 @@ def _evaluate(options: Options, models: Sequence[str], changes: dict[str, Any]) 
         console.print(f"judging the claim's images anew, {which}", highlight=False, soft_wrap=True)
     checked = []
     for examination in examinations:
-        with console.status("checking") as status:
-            checked.append(check_examination(examination, status.update))
+        with checking(console) as tell:
+            checked.append(check_examination(examination, tell))
         for warning in checked[-1].warnings:
             console.print(f"warning: {warning}", markup=False, highlight=False, soft_wrap=True)
     identity = identity_of(checked[0]) if claim is not None or options.claim is not None else None

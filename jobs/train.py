@@ -69,7 +69,7 @@ def _train(options: Options, experiment: Experiment, changes: dict[str, Any]) ->
     from distsens.distributed.driver import run_training
     from distsens.distributed.preflight import check, storage_url
     from distsens.distributed.runs import check_checkpoints, find_run, with_changes
-    from distsens.report import open_view, show_summary
+    from distsens.report import checking, open_view, show_summary
     from distsens.storage import address
     from distsens.tracking import check_run
 
@@ -85,8 +85,8 @@ def _train(options: Options, experiment: Experiment, changes: dict[str, Any]) ->
     if options.summary is not None:
         check_output("summary", options.summary)
     console = Console()
-    with console.status("checking") as status:
-        checked = check(experiment, status.update)
+    with checking(console) as tell:
+        checked = check(experiment, tell)
     if resumed is not None:
         check_run(checked.tracking_uri, resumed.mlflow_run_id)
     for notice in checked.notices:

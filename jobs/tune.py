@@ -103,7 +103,7 @@ def _tune(options: Options, recipe: dict[str, Any], plan: SweepPlan, resumed: An
     from distsens.distributed.cluster import check_cluster_to_join
     from distsens.distributed.sweep_driver import run_sweep
     from distsens.distributed.sweep_preflight import check_sweep
-    from distsens.report import open_view
+    from distsens.report import checking, open_view
     from distsens.report.sweep import SweepView, show_sweep
     from distsens.storage import address
     from distsens.tracking import check_run
@@ -111,8 +111,8 @@ def _tune(options: Options, recipe: dict[str, Any], plan: SweepPlan, resumed: An
     if options.summary is not None:
         check_output("summary", options.summary)
     console = Console()
-    with console.status("checking") as status:
-        checked = check_sweep(plan, status.update)
+    with checking(console) as tell:
+        checked = check_sweep(plan, tell)
     if resumed is not None:
         check_run(checked.base.tracking_uri, resumed.mlflow_run_id)
     for notice in checked.notices:

@@ -94,8 +94,11 @@ def _autoattack(sweep: Searched, trial: TrialState, images: int) -> float:
     numbers = list(checked.numbers)
     shards = {start: numbers[start : start + _SHARD] for start in range(0, len(numbers), _SHARD)}
     with closing(Examiners(assignment, sweep.view.say)) as examiners:
-        found = list(examiners.examine(shards, _SECONDS_BETWEEN_LOOKS))
-    return Ledger.join([one[1] for one in found if isinstance(one, tuple)]).robust.value
+        found: list[Ledger] = []
+        for one in examiners.examine(shards, _SECONDS_BETWEEN_LOOKS):
+            found += [one[1]] if isinstance(one, tuple) else []
+            sweep.view.doing(f"trial {trial.number}: {sum(map(len, found))} of {len(numbers)} images judged")
+    return Ledger.join(found).robust.value
 
 
 def _trained_at(sweep: Searched, trial: TrialState) -> str:
@@ -130,6 +133,7 @@ def train_champion(sweep: Searched, winner: TrialState, view: View, notes: str, 
     checked = check(experiment)
     begun = find_run(run, checked.storage.url) if checked.storage.keys(f"{run}/{RUN_FILE}") else None
     sweep.view.say(f"trial {winner.number} is trained anew")
+    sweep.view.doing("")  # the training has a view of its own
     tags = {
         "mlflow.parentRunId": sweep.tracked.run_id,
         "mlflow.source.name": "jobs/tune.py",

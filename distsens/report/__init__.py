@@ -13,6 +13,7 @@ from distsens.report.evaluation import (
     summary_document,
 )
 from distsens.report.figures import training_figure
+from distsens.report.pulse import checking
 from distsens.report.summary import Summary
 from distsens.report.tables import sensitivity_parquet
 from distsens.report.view import LiveView, PlainView, View, open_view, show_summary
@@ -24,6 +25,7 @@ __all__ = [
     "PlainView",
     "Summary",
     "View",
+    "checking",
     "evaluation_figure",
     "open_view",
     "sensitivity_parquet",

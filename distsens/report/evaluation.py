@@ -14,8 +14,6 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-from rich.table import Table
-from rich.text import Text
 
 from distsens.evaluation import (
     Check,
@@ -28,9 +26,10 @@ from distsens.evaluation import (
     over_seeds,
     proportion,
 )
+from distsens.report.console_table import print_table
+from distsens.report.pulse import Pulse
 
 _COLOURS = {"clean": "#0072B2", "robust": "#D55E00", "other": "#009E73"}
-_SECONDS_BETWEEN_LINES = 30.0
 
 Json = dict[str, Any]
 
@@ -184,19 +183,14 @@ def show_evaluation(console: Console, summary: EvaluationSummary) -> None:
         highlight=False,
         soft_wrap=True,
     )
-    table = Table()
-    table.add_column("after")
-    table.add_column("accuracy", justify="right")
-    table.add_column("95 % interval", justify="right")
-    table.add_column("alone", justify="right")
-    table.add_column("evaluations", justify="right")
-    table.add_row("no attack", *_cells(clean), "", "")
+    rows = [("no attack", *_cells(clean), "", "")]
     for name, value in summary.after_attack.items():
         alone = summary.under_attack.get(name)
-        table.add_row(name, *_cells(value), f"{alone['value']:.2%}" if alone else "", f"{summary.evaluations[name]:,}")
-    table.add_section()
-    table.add_row("all: robust accuracy", *_cells(robust), "", f"{sum(summary.evaluations.values()):,}", style="bold")
-    console.print(table)
+        cells = (f"{alone['value']:.2%}" if alone else "", f"{summary.evaluations[name]:,}")
+        rows.append((name, *_cells(value), *cells))
+    rows.append(("all: robust accuracy", *_cells(robust), "", f"{sum(summary.evaluations.values()):,}"))
+    columns = ("after", "accuracy", "95 % interval", "alone", "evaluations")
+    print_table(console, columns, rows, last_stands_out=True)
     _show_classes(console, summary)
     _show_more(console, summary)
     for warning in summary.warnings:
@@ -236,13 +230,15 @@ def _show_more(console: Console, summary: EvaluationSummary) -> None:
         points = ", ".join(f"{point['eps']:.4g}: {point['robust']['value']:.2%}" for point in summary.curve)
         console.print(f"robust accuracy by eps (apgd-ce): {points}", highlight=False, soft_wrap=True)
     if summary.corruption_errors:
-        table = Table()
-        table.add_column("corruption")
-        for severity in range(1, 6):
-            table.add_column(f"error at {severity}", justify="right")
-        for family, errors in summary.corruption_errors.items():
-            table.add_row(family, *(f"{error:.1%}" for error in errors))
-        console.print(table)
+        severities = max(map(len, summary.corruption_errors.values()))
+        print_table(
+            console,
+            ("error at severity", *(str(severity) for severity in range(1, severities + 1))),
+            [
+                (family, *(f"{error:.1%}" for error in errors), *[""] * (severities - len(errors)))
+                for family, errors in summary.corruption_errors.items()
+            ],
+        )
     if summary.mean_corruption_error is not None:
         console.print(f"mCE relative to the baseline: {summary.mean_corruption_error:.1%}", highlight=False)
     for check in summary.diagnostics:
@@ -254,15 +250,12 @@ def show_models(console: Console, summaries: Sequence[EvaluationSummary]) -> Non
     """Several models side by side; mean and spread over them, if they are one recipe's with different seeds."""
     if len(summaries) < 2:
         return
-    table = Table()
-    table.add_column("model")
-    for name in ("clean", "95 % interval", "robust", "95 % interval"):
-        table.add_column(name, justify="right")
-    for summary in summaries:
-        if summary.clean_accuracy is not None and summary.robust_accuracy is not None:
-            address = summary.model["address"].rpartition("/")[2]
-            table.add_row(Text(address), *_cells(summary.clean_accuracy), *_cells(summary.robust_accuracy))
-    console.print(table)
+    rows = [
+        (summary.model["address"].rpartition("/")[2], *_cells(summary.clean_accuracy), *_cells(summary.robust_accuracy))
+        for summary in summaries
+        if summary.clean_accuracy is not None and summary.robust_accuracy is not None
+    ]
+    print_table(console, ("model", "clean", "95 % interval", "robust", "95 % interval"), rows)
     for name, spread in spread_over_models(summaries).items():
         console.print(
             f"{name.replace('_', ' ')} over {len(summaries)} seeds: {spread.mean:.2%}, "
@@ -340,26 +333,32 @@ class EvaluationView:
             disable=not console.is_terminal,
         )
         self._task = self._progress.add_task("images", total=None, note="starting the examiners")
-        self._began = self._said = time.monotonic()
+        self._pulse = Pulse(console)
+        self._pulse.doing("starting the examiners")
+        self._began = time.monotonic()
         self._total = self._before = self._shown = 0
 
     def __enter__(self) -> EvaluationView:
         self._progress.__enter__()
+        self._pulse.__enter__()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._pulse.__exit__()
         self._progress.__exit__(kind, error, trace)
 
     def say(self, line: str) -> None:
         """Show a line that stays."""
-        self._console.print(line, highlight=False, markup=False, soft_wrap=True)
+        self._pulse.say(line)
 
     def begin(self, images: int, done: int) -> None:
         """The images are given out now; so many were done before."""
         self._began, self._total, self._before = time.monotonic(), images, done
         self._progress.update(self._task, total=images, completed=done, note="")
+        self._pulse.begin()
+        self._pulse.doing(f"{done} of {images} images")
         if not self._console.is_terminal:
             self.say(f"judging {images - done} of {images} images ...")
 
@@ -372,9 +371,9 @@ class EvaluationView:
         if new := len(ledger) - self._before:
             note += f"  {left} images, {(now - self._began) / new * left:.0f} s left"
         self._progress.update(self._task, completed=len(ledger), note=note)
-        late = now - self._said > _SECONDS_BETWEEN_LINES or left == 0
-        if not self._console.is_terminal and late and len(ledger) != self._shown:
-            self._said, self._shown = now, len(ledger)
+        self._pulse.doing(f"{len(ledger)} of {self._total} images  {note}" if left else "ending")
+        if not self._console.is_terminal and left == 0 and len(ledger) != self._shown:
+            self._shown = len(ledger)
             self.say(f"{len(ledger)} of {self._total} images  {note}")
 
 

@@ -9,8 +9,9 @@ from typing import Protocol
 from rich.console import Console
 from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from rich.table import Table
 
+from distsens.report.console_table import print_table
+from distsens.report.pulse import Pulse
 from distsens.report.summary import Summary
 from distsens.training import EpochRecord
 from distsens.training import Progress as StepProgress
@@ -46,33 +47,38 @@ def open_view(console: Console, epochs: int) -> View:
 
 
 class PlainView:
-    """A line an epoch, for logs."""
+    """A line an epoch, and in long ones where it stands, for logs."""
 
     def __init__(self, console: Console, epochs: int) -> None:
-        self._console = console
+        self._pulse = Pulse(console)
         self._clock = _Clock(epochs)
         self._doing = ""
+        self._pulse.doing("starting")
 
     def __enter__(self) -> View:
+        self._pulse.__enter__()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Nothing to restore."""
+        self._pulse.__exit__()
 
     def say(self, line: str) -> None:
         """Print it."""
-        self._console.print(line, highlight=False, markup=False, soft_wrap=True)
+        self._pulse.say(line)
 
-    def doing(self, what: str, detail: str = "") -> None:  # noqa: ARG002
-        """Print what is being done when it begins."""
+    def doing(self, what: str, detail: str = "") -> None:
+        """Print what is being done when it begins, and how far it is if it takes long."""
+        self._pulse.doing(f"{what} {detail}".rstrip())
         if what != self._doing:
             self._doing = what
+            self._pulse.begin()
             self.say(f"{what} ...")
 
     def step(self, progress: StepProgress) -> None:
-        """Steps are too many for a log."""
+        """Steps are too many for a log; now and then it is said where the epoch stands."""
+        self._pulse.doing(f"epoch {progress.epoch}  step {progress.step} of {progress.steps}  {_pace(progress)}")
 
     def epoch(self, record: EpochRecord, *, best: bool, new: bool = True) -> None:
         """Print the epoch's line."""
@@ -118,14 +124,13 @@ class LiveView:
 
     def step(self, progress: StepProgress) -> None:
         """Move the epoch's bar."""
-        losses = "  ".join(f"{name} {value:.3f}" for name, value in progress.losses.items())
         self._progress.update(self._run, note=f"epoch {progress.epoch}{self._robust}")
         self._progress.update(
             self._steps,
             completed=progress.step,
             total=progress.steps,
             visible=True,
-            note=f"{progress.images_per_second:,.0f} images/s  {losses}",
+            note=_pace(progress),
         )
 
     def epoch(self, record: EpochRecord, *, best: bool, new: bool = True) -> None:  # noqa: ARG002
@@ -133,6 +138,11 @@ class LiveView:
         self.say(epoch_line(record, best=best))
         self._robust = f"  robust {record.robust_accuracy:.1%}"
         self._progress.update(self._run, completed=record.epoch, note=self._robust.strip())
+
+
+def _pace(progress: StepProgress) -> str:
+    losses = "  ".join(f"{name} {value:.3f}" for name, value in progress.losses.items())
+    return f"{progress.images_per_second:,.0f} images/s  {losses}".rstrip()
 
 
 def epoch_line(record: EpochRecord, *, best: bool) -> str:
@@ -158,23 +168,17 @@ def show_summary(console: Console, summary: Summary) -> None:
     """The final table."""
     if summary.test is not None:
         _heading(console, f"{summary.run}: epoch {summary.best_epoch} on {summary.test['images']:.0f} test images")
-        table = Table()
-        for column in ("clean", "FGSM", _attack_name(summary)):
-            table.add_column(column, justify="right")
-        table.add_row(*(f"{summary.test[key]:.2%}" for key in ("clean_accuracy", "fgsm_accuracy", "pgd_accuracy")))
-        console.print(table)
+        accuracies = [f"{summary.test[key]:.2%}" for key in ("clean_accuracy", "fgsm_accuracy", "pgd_accuracy")]
+        print_table(console, ("clean", "FGSM", _attack_name(summary)), [accuracies])
     if summary.sensitivity:
         _heading(console, "sensitivity on validation, mean over neurons")
-        table = Table()
-        table.add_column("layer")
-        for measure in ("absolute", "relative"):
-            table.add_column(f"{measure}, first epoch", justify="right")
-            table.add_column(f"best epoch ({summary.best_epoch})", justify="right")
-        for layer, values in summary.sensitivity.items():
-            table.add_row(
-                layer, *(f"{values[m][when]:.4f}" for m in ("absolute", "relative") for when in ("first", "best"))
-            )
-        console.print(table)
+        best = f"best epoch ({summary.best_epoch})"
+        columns = ("layer", *(name for m in ("absolute", "relative") for name in (f"{m}, epoch 1", best)))
+        rows = [
+            (layer, *(f"{values[m][when]:.4f}" for m in ("absolute", "relative") for when in ("first", "best")))
+            for layer, values in summary.sensitivity.items()
+        ]
+        print_table(console, columns, rows)
     if summary.alarm is not None:
         console.print(f"alarm: {summary.alarm}", markup=False, highlight=False, soft_wrap=True)
     if summary.ended_early is not None:

@@ -12,6 +12,8 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from distsens.report.console_table import fitting_tables, print_table
+from distsens.report.pulse import Pulse
 from distsens.report.sweep.outcome import Outcome
 from distsens.report.sweep.state import TrialState, ranked, short_names, shown
 from distsens.report.sweep.summary import SweepSummary
@@ -34,30 +36,42 @@ class SweepView:
         self._began = time.monotonic()
         self._before: int | None = None
         self._said: set[tuple[str, int, str]] = set()
+        self._pulse = Pulse(console)
+        self._pulse.doing("starting the trials")
         self._live = Live(console=console, refresh_per_second=2, transient=True) if console.is_terminal else None
 
     def __enter__(self) -> SweepView:
         if self._live is not None:
             self._live.__enter__()
+        self._pulse.__enter__()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._pulse.__exit__()
         if self._live is not None:
             self._live.__exit__(kind, error, trace)
 
     def say(self, line: str) -> None:
         """Show a line that stays."""
-        self._console.print(line, highlight=False, markup=False, soft_wrap=True)
+        self._pulse.say(line)
+
+    def doing(self, what: str) -> None:
+        """What is being done now that no trial trains, or how far it is; empty where somebody else shows it."""
+        self._pulse.doing(what)
 
     def update(self, trials: Sequence[TrialState], steps: Mapping[str, str]) -> None:
         """Show where the trials stand; ``steps`` says of those that train how far the epoch is."""
         done = sum(one.status != "running" for one in trials)
         if self._before is None:
             self._before = done  # of an earlier session
+        running = [
+            f"trial {one.number} {steps.get(one.trial, '')}".rstrip() for one in trials if one.status == "running"
+        ]
+        self._pulse.doing(f"{done} of {self._total} trials done; {'; '.join(running) or 'none trains now'}")
         if self._live is not None:
-            self._live.update(Group(self._table(trials, steps), self._foot(trials, done)))
+            self._live.update(Group(*self._tables(trials, steps), self._foot(trials, done)))
         for one in trials:
             news = (one.trial, one.rungs_done, one.status)
             if news not in self._said:
@@ -65,25 +79,26 @@ class SweepView:
                 if one.rungs_done > 0 or one.status != "running":
                     self.say(trial_line(one, self._rungs) + self._left(done))
 
-    def _table(self, trials: Sequence[TrialState], steps: Mapping[str, str]) -> Table:
+    def _tables(self, trials: Sequence[TrialState], steps: Mapping[str, str]) -> list[Table]:
         fields = list(trials[0].values) if trials else []
         names = short_names(fields)
-        table = Table()
-        for name in ("trial", *(names[field] for field in fields), "rung", "clean", "robust", ""):
-            table.add_column(name, justify="right" if name else "left")
+        columns = ("trial", *(names[field] for field in fields), "rung", "clean", "robust", "")
+        rows = []
         running = [one for one in trials if one.status == "running"]
         others = [one for one in ranked(trials) if one.status != "running"]
         for one in (running + others)[:_SHOWN]:
             point = one.point
-            table.add_row(
-                str(one.number),
-                *(shown(one.values[field]) for field in fields),
-                f"{one.rung}/{self._rungs}",
-                "" if point is None else f"{point.clean:.1%}",
-                "" if point is None else f"{point.robust:.1%}",
-                steps.get(one.trial, one.status) if one.status == "running" else one.status,
+            rows.append(
+                (
+                    str(one.number),
+                    *(shown(one.values[field]) for field in fields),
+                    f"{one.rung}/{self._rungs}",
+                    "" if point is None else f"{point.clean:.1%}",
+                    "" if point is None else f"{point.robust:.1%}",
+                    steps.get(one.trial, one.status) if one.status == "running" else one.status,
+                )
             )
-        return table
+        return fitting_tables(columns, rows, self._console.width)
 
     def _foot(self, trials: Sequence[TrialState], done: int) -> Text:
         text = f"{done} of {self._total} trials done"
@@ -119,7 +134,8 @@ def show_sweep(console: Console, summary: SweepSummary, outcome: Outcome) -> Non
     """The final tables."""
     if outcome.best:
         _heading(console, f"{summary.sweep}: trials on validation, best first")
-        console.print(_final(outcome.best[:_SHOWN], {one.trial for one in outcome.front}, summary.champion))
+        best = outcome.best[:_SHOWN]
+        print_table(console, *_final(best, {one.trial for one in outcome.front}, summary.champion))
     if outcome.front:
         console.print(
             f"* on the Pareto front of clean and robust accuracy; hypervolume {outcome.hypervolume:.4f}",
@@ -150,36 +166,32 @@ def show_sweep(console: Console, summary: SweepSummary, outcome: Outcome) -> Non
     )
 
 
-def _final(trials: Sequence[TrialState], front: set[str], champion: Mapping[str, Any] | None) -> Table:
+def _final(
+    trials: Sequence[TrialState], front: set[str], champion: Mapping[str, Any] | None
+) -> tuple[list[str], list[tuple[str, ...]]]:
+    """Columns and rows."""
     fields = list(trials[0].values)
     names = short_names(fields)
     judged = any(one.autoattack is not None for one in trials)
-    table = Table()
-    for name in (
-        "trial",
-        *(names[f] for f in fields),
-        "rung",
-        "clean",
-        "robust",
-        *(["AutoAttack"] if judged else []),
-        "",
-    ):
-        table.add_column(name, justify="right" if name else "left")
+    columns = ["trial", *(names[f] for f in fields), "rung", "clean", "robust", *(["AutoAttack"] if judged else []), ""]
+    rows = []
     for one in trials:
         point = one.point
         marks = ("*" if one.trial in front else "") + (
             " champion" if champion and champion["trial"] == one.trial else ""
         )
-        table.add_row(
-            str(one.number),
-            *(shown(one.values[field]) for field in fields),
-            str(one.rung),
-            "" if point is None else f"{point.clean:.2%}",
-            "" if point is None else f"{point.robust:.2%}",
-            *([("" if one.autoattack is None else f"{one.autoattack:.1%}")] if judged else []),
-            f"{one.status} {marks}".strip(),
+        rows.append(
+            (
+                str(one.number),
+                *(shown(one.values[field]) for field in fields),
+                str(one.rung),
+                "" if point is None else f"{point.clean:.2%}",
+                "" if point is None else f"{point.robust:.2%}",
+                *([("" if one.autoattack is None else f"{one.autoattack:.1%}")] if judged else []),
+                f"{one.status} {marks}".strip(),
+            )
         )
-    return table
+    return columns, rows
 
 
 def _heading(console: Console, text: str) -> None:
