@@ -53,9 +53,21 @@ class JudgedData(Section):
         None, ge=2, description="npz of images and labels: default the highest label and one."
     )
     split: Literal["test", "validation", "train"] = Field("test", description="Split of the data set.")
-    limit: Count | None = Field(None, ge=1, description="The first n images of the split only.")
-    images: tuple[Count, ...] = Field((), description="Of these, the images of these numbers only, from 0 on.")
+    limit: Count | None = Field(None, ge=1, description="So many images of the split only.")
+    choice: Literal["stratified", "first"] = Field(
+        "stratified",
+        description="Which ones: stratified, in which every class has its share, the same for every model and seed; or "
+        "the first, as published figures of CIFAR-10 and the like are made.",
+    )
+    images: tuple[Count, ...] = Field((), description="Of these, those in these places only, from 0 on.")
     image_size: Count | None = Field(None, ge=1, description="folder: resize and crop images to squares of this side.")
+
+    @property
+    def chosen(self) -> str:
+        """How ``limit`` chose, to go behind a number of images; nothing where they are all."""
+        if self.limit is None:
+            return ""
+        return ", the first ones" if self.choice == "first" else ", stratified by class"
 
 
 class JudgedThreat(Section):
@@ -108,6 +120,11 @@ class Examination(Section):
     def parse(fields: Mapping[str, Any]) -> Examination:
         """Validate fields; the first that cannot work is an :class:`InputError` that names it."""
         return validate(Examination, merge(Examination().model_dump(), fields))
+
+    @staticmethod
+    def of_document(document: Mapping[str, Any]) -> Examination:
+        """What a claim or an evaluation holds. Where it is older than ``data.choice``, it took the first images."""
+        return Examination.parse(merge({"data": {"choice": "first"}}, document))
 
     def completed(self, training: Experiment | None) -> Examination:
         """The same examination, with what it leaves out taken from the training of the model."""

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import nn
 
@@ -24,10 +25,10 @@ from distsens.attacks import (
     Threat,
     attack_named,
 )
-from distsens.data import CORRUPTIONS, SEVERITIES, Dataset, ImageSet, Source, load
+from distsens.data import CORRUPTIONS, SEVERITIES, Dataset, ImageSet, Source, load, representatives
 from distsens.errors import InputError
 from distsens.evaluation import Adaptive, Judgement, LastIterate, Pool, Transfer
-from distsens.examination import Examination
+from distsens.examination import Examination, JudgedData
 from distsens.experiment import Experiment
 from distsens.sensitivity import Stabilizing
 
@@ -208,10 +209,17 @@ def families(names: Sequence[str]) -> tuple[str, ...]:
     return tuple(names)
 
 
+def chosen_numbers(data: JudgedData, labels: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """The numbers, ascending, of those images of a whole split with these labels that ``data.limit`` leaves."""
+    if data.limit is None or data.choice == "first":
+        return np.arange(len(labels) if data.limit is None else min(data.limit, len(labels)))
+    return representatives(labels, data.limit)
+
+
 def load_judged(
     examination: Examination, training: Experiment | None, tell: Callable[[str], None] = lambda _: None
 ) -> tuple[Dataset, ImageSet]:
-    """The data set, and the first images of the split, of which all or those of ``data.images`` are judged."""
+    """The data set, and the chosen images of the split, of which all or those of ``data.images`` are judged."""
     wanted = examination.data
     if wanted.name is None:
         raise InputError("data.name", None, "the model is no run of ours, so name the data set")
@@ -250,9 +258,9 @@ def load_judged(
     if wanted.limit is not None:
         if wanted.limit > len(split):
             raise InputError("data.limit", wanted.limit, f"the {wanted.split} split has {len(split)} images")
-        split = split.take(np.arange(wanted.limit))
-    if odd := [number for number in wanted.images if not 0 <= number < len(split)]:
-        raise InputError("data.images", odd[0], f"the images have numbers 0 to {len(split) - 1}")
+        split = split.take(chosen_numbers(wanted, split.labels))
+    if odd := [place for place in wanted.images if not 0 <= place < len(split)]:
+        raise InputError("data.images", odd[0], f"the images have places 0 to {len(split) - 1}")
     if len(set(wanted.images)) < len(wanted.images):
         raise InputError("data.images", list(wanted.images), "each image once")
     return dataset, split

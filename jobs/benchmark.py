@@ -37,7 +37,7 @@ class Options:
     """autoattack: a trained run of ours to attack; default the briefly trained small CNN. It says its data
     itself, of which --data.root may say where it lies."""
     images: int | None = None
-    """autoattack: how many test images, the first ones; default 256."""
+    """autoattack: how many test images, stratified; default 256."""
     device: Device = "cpu"
     """Where to measure."""
     threads: int = 2

@@ -120,7 +120,9 @@ def _evaluate(options: Options, models: Sequence[str], changes: dict[str, Any]) 
     examinations = [Examination.parse(one) for one in fields]
     chosen = examinations[0].data.images
     if chosen and options.claim is not None:
-        raise InputError("claim", options.claim, "a claim is about all images or the first, and not about chosen ones")
+        raise InputError(
+            "claim", options.claim, "a claim is about all images or data.limit of them, and not about chosen ones"
+        )
     if claim is not None:
         which = f"{len(chosen)} drawn at random: {', '.join(map(str, chosen))}" if chosen else "all"
         console.print(f"judging the claim's images anew, {which}", highlight=False, soft_wrap=True)

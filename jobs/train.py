@@ -119,9 +119,10 @@ def _how_to_look(uri: str) -> str:
 def _show_checked(console: Any, experiment: Experiment, checked: Any) -> None:
     data = checked.dataset
     extra = f"; {data.extra} of the training images are extra, {checked.extra.per_batch} a batch" if data.extra else ""
+    limited = " (stratified by class)" if experiment.data.limit is not None else ""
     console.print(
-        f"data {data.name}: {len(data.train)} training, {len(data.validation)} validation and {len(data.test)} test "
-        f"images of shape {data.shape}, {len(data.classes)} classes{extra}\n"
+        f"data {data.name}: {len(data.train)} training{limited}, {len(data.validation)} validation "
+        f"and {len(data.test)} test images of shape {data.shape}, {len(data.classes)} classes{extra}\n"
         f"model {experiment.model.name}: {checked.parameters:,} parameters\n"
         f"layers {', '.join(f'{layer} ({count})' for layer, count in checked.neurons.items())}\n"
         f"storage {checked.storage.url}\n"

@@ -26,6 +26,7 @@ from distsens.suite import (
     build_judgement,
     build_probe_attack,
     build_threat,
+    chosen_numbers,
     families,
     load_judged,
 )
@@ -172,16 +173,33 @@ def test_what_no_training_says_must_be_said() -> None:
         load_judged(examination(data={}), None)
 
 
-def test_the_first_images_of_the_split_are_judged() -> None:
+def test_of_fewer_images_than_there_are_every_class_has_its_share_unless_the_first_are_wanted(tmp_path: Path) -> None:
+    labels = np.repeat(np.arange(4), [240, 240, 260, 260])
+    images = np.arange(1000, dtype=np.uint32).view(np.uint8).reshape(1000, 2, 2)  # each another
+    np.savez(tmp_path / "sorted.npz", images=images, labels=labels)
+    data = {"name": "npz", "root": tmp_path / "sorted.npz", "limit": 500}
+    dataset, chosen = load_judged(examination(data=data), None)
+    assert np.bincount(chosen.labels).tolist() == [120, 120, 130, 130]
+    assert load_judged(examination(data=data, seed=7), None)[1].digest() == chosen.digest()
+    numbers = chosen_numbers(examination(data=data).data, dataset.test.labels)
+    assert np.array_equal(np.asarray(dataset.test.images)[numbers], chosen.images)
+    first = load_judged(examination(data={**data, "choice": "first"}), None)[1]
+    assert np.array_equal(np.asarray(first.images)[:, 0], images[:500])
+    assert [examination(data=one).data.chosen for one in ({}, data, {**data, "choice": "first"})] == [
+        "",
+        ", stratified by class",
+        ", the first ones",
+    ]
+
+
+def test_without_a_limit_the_whole_split_is_judged() -> None:
     dataset, whole = load_judged(examination(), None)
     assert len(whole) == len(dataset.test)
-    _, some = load_judged(examination(data={"name": "digits", "limit": 5}), None)
-    assert torch.equal(torch.as_tensor(some.images), torch.as_tensor(whole.images[:5]))
     with pytest.raises(InputError, match=r"data.limit: .*has 360 images"):
         load_judged(examination(data={"name": "digits", "limit": 361}), None)
 
 
-@pytest.mark.parametrize(("images", "says"), [([3, 5], "numbers 0 to 4"), ([-1], "numbers 0 to 4"), ([3, 3], "once")])
+@pytest.mark.parametrize(("images", "says"), [([3, 5], "places 0 to 4"), ([-1], "places 0 to 4"), ([3, 3], "once")])
 def test_images_that_are_not_there_or_twice_cannot_be_judged(images: list[int], says: str) -> None:
     with pytest.raises(InputError, match=f"data.images: .*{says}"):
         load_judged(examination(data={"name": "digits", "limit": 5, "images": images}), None)

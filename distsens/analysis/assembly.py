@@ -74,9 +74,14 @@ def intervened_layers(analysis: Analysis, model: nn.Module) -> tuple[str, ...]:
 
 @dataclass(frozen=True, eq=False)
 class SavedPairs:
-    """Pairs of an evaluation: ``numbers`` (N,) of images in the split, ascending; ``adversarial`` (N, C, H, W)."""
+    """Pairs of an evaluation, in the order of their images.
+
+    numbers : (N,) of the images in the whole split, ascending. rows : (N,) of them in what is analysed of it.
+    adversarial : (N, C, H, W).
+    """
 
     numbers: npt.NDArray[np.int64]
+    rows: npt.NDArray[np.int64]
     adversarial: npt.NDArray[np.float32]
 
 
@@ -115,8 +120,14 @@ def find_pairs(address: str) -> PairsFolder:
         raise InputError("pairs", address, f"its {_ABOUT} is damaged") from None
 
 
-def read_pairs(folder: PairsFolder, split: ImageSet, model_sha256: str) -> SavedPairs:
-    """The pairs themselves, checked against the images that they are of and the model that they fool."""
+def read_pairs(
+    folder: PairsFolder, split: ImageSet, model_sha256: str, known: npt.NDArray[np.int64] | None = None
+) -> SavedPairs:
+    """The pairs themselves, checked against the images that they are of and the model that they fool.
+
+    ``known``, ascending, are the numbers of the split's images within the whole split; by default it is the beginning.
+    """
+    known = np.arange(len(split)) if known is None else known
     address, place, keys = folder.address, folder.place, folder.keys
     if folder.model_sha256 not in (None, model_sha256):
         raise InputError("pairs", address, "they were made to fool another model")
@@ -132,13 +143,14 @@ def read_pairs(folder: PairsFolder, split: ImageSet, model_sha256: str) -> Saved
     numbers = numbers[order]
     if len(np.unique(numbers)) != len(numbers):
         raise InputError("pairs", address, "some images are there twice; give the pairs of one evaluation")
-    inside = order[numbers < len(split)]
-    numbers = numbers[numbers < len(split)]
+    analysed = np.isin(numbers, known)
+    numbers, inside = numbers[analysed], order[analysed]
     if len(numbers) == 0:
         raise InputError("pairs", address, f"none is of the {len(split)} images that are analysed")
     images = np.concatenate([part["images"] for part in parts])[inside]
-    known = split.take(numbers).tensors()[0][slice(None)].numpy()
-    if images.shape != known.shape or not np.array_equal(images, known):
+    rows = np.searchsorted(known, numbers)
+    stored_before = split.take(rows).tensors()[0][slice(None)].numpy()
+    if images.shape != stored_before.shape or not np.array_equal(images, stored_before):
         raise InputError("pairs", address, "their images are not those of the data set's split")
     adversarial = np.concatenate([part["adversarial"] for part in parts])[inside].astype(np.float32)
-    return SavedPairs(numbers, adversarial)
+    return SavedPairs(numbers, rows, adversarial)

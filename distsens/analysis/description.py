@@ -17,7 +17,7 @@ from distsens.sensitivity import Replacement
 class Ablation(Section):
     """Interventions: which neurons decide."""
 
-    images: Count = Field(200, ge=0, description="First n of the images that are intervened on; 0 for none.")
+    images: Count = Field(200, ge=0, description="So many of the images (stratified) are intervened on; 0 for none.")
     layers: tuple[str, ...] = Field(("auto",), min_length=1, description="Layers: names, globs, or auto.")
     replacements: tuple[Replacement, ...] = Field(
         ("benign", "zero", "mean"), min_length=1, description="What ablated neurons say instead: benign, zero, mean."
@@ -66,7 +66,7 @@ class Analysis(Section):
     ablation: Ablation = Ablation()
     gallery: Gallery = Gallery()
     matched_images: Count = Field(
-        200, ge=0, description="First n images by which models' neurons are matched; 0: none."
+        200, ge=0, description="So many of the images (stratified) by which models' neurons are matched; 0: none."
     )
     output: str | None = Field(None, description="Folder that also gets the report, its figures and its tables.")
     seed: Count = Field(0, ge=0, lt=2**31, description="Decides random starts, noise and random sets of neurons.")

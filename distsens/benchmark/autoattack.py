@@ -17,7 +17,7 @@ from distsens.benchmark.finding import Finding
 from distsens.benchmark.peers import missing_peers
 from distsens.benchmark.rounds import Spread, median_seconds, ratios, take_turns
 from distsens.benchmark.subject import Subject
-from distsens.data import to_pixels
+from distsens.data import representatives, to_pixels
 from distsens.errors import InputError
 from distsens.evaluation import Judgement, Pool, examine, find_subject, full_float32
 from distsens.examination import Examination
@@ -66,7 +66,7 @@ class Judged:
 
     @staticmethod
     def at(address: str, images: int, device: torch.device, root: str | None = None) -> Judged:
-        """A trained run of ours on the first test images, in the ball it was trained for.
+        """A trained run of ours on some test images, stratified, in the ball it was trained for.
 
         ``root`` is where its data set lies, unless it is where it was in training.
 
@@ -85,8 +85,8 @@ class Judged:
         threat = examination.threat
         assert threat.norm is not None
         assert threat.eps is not None
-        pixels, labels = split.tensors()
-        return Judged(subject.name, network, pixels[:images], labels[:images], Threat(threat.norm, threat.eps))
+        pixels, labels = split.take(representatives(split.labels, images)).tensors()
+        return Judged(subject.name, network, pixels[:], labels, Threat(threat.norm, threat.eps))
 
 
 def measure_autoattack(judged: Judged, rounds: int, effort: Effort, device: torch.device) -> list[Finding]:

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from distsens import assembly
 from distsens.benchmark.environment import fast_precision
-from distsens.data import to_pixels
+from distsens.data import ImageSet, epoch_order, representatives, to_pixels
 from distsens.experiment import Experiment, Precision, merge
 
 
@@ -73,9 +73,7 @@ class Subject:
         ``data`` are the fields of a recipe's data section; its images are resized and, for colour, repeated.
         """
         dataset = assembly.load_data(Experiment.parse({"data": dict(data)}))
-        pixels, numbers = dataset.train.tensors()
-        images = _resized(to_pixels(pixels[: scale.images].to(device)), scale.shape)
-        labels = numbers[: scale.images].to(device)
+        images, labels = _some(dataset.train, scale, device)
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
             torch.manual_seed(0)
             experiment = Experiment.parse({"data": dict(data), "model": {"name": scale.model}})
@@ -90,9 +88,7 @@ class Subject:
                     optimizer.zero_grad()
                     loss.backward()
                     optimizer.step()
-        pixels, numbers = dataset.test.tensors()
-        others = _resized(to_pixels(pixels[: scale.images].to(device)), scale.shape)
-        tested = numbers[: scale.images].to(device)
+        others, tested = _some(dataset.test, scale, device)
         return Subject(scale, device, precision, network.eval(), images, labels, others, tested)
 
     @property
@@ -129,6 +125,14 @@ class Subject:
         count, size = len(self.images), self.scale.batch
         rows = torch.arange(number * size, (number + 1) * size, device=self.device) % count
         return self.images[rows], self.labels[rows]
+
+
+def _some(split: ImageSet, scale: Scale, device: torch.device) -> tuple[Tensor, Tensor]:
+    """As many images as the scale has, stratified and in a random order, and their labels."""
+    rows = torch.from_numpy(representatives(split.labels, scale.images))
+    rows = rows[epoch_order(len(rows), 0, 0, "benchmark")]
+    images, labels = split.tensors()
+    return _resized(to_pixels(images[rows].to(device)), scale.shape), labels[rows].to(device)
 
 
 def _resized(images: Tensor, shape: tuple[int, int, int]) -> Tensor:

@@ -8,7 +8,7 @@ from distsens.data.images import Dataset, ImageSet, Published, as_tensor
 from distsens.data.npz import extra_digest
 from distsens.data.order import NO_EXTRA, Extra, epoch_batches, epoch_order, rank_share, steps_per_epoch
 from distsens.data.source import Source
-from distsens.data.split import hold_out, stratified_sample
+from distsens.data.split import hold_out, representatives, stratified_sample
 from distsens.data.tree import LocalTree, Tree
 
 __all__ = [
@@ -36,6 +36,7 @@ __all__ = [
     "load",
     "rank_share",
     "read_ahead",
+    "representatives",
     "steps_per_epoch",
     "stratified_sample",
     "to_pixels",

@@ -22,6 +22,8 @@ def stratified_sample(labels: npt.NDArray[np.int64], count: int, seed: int, purp
     count : how many samples to draw, 0 to N.
     seed, purpose : what the choice depends on; draws for different purposes are independent.
     """
+    if count == 0:
+        return np.arange(0)
     classes, sizes = np.unique(labels, return_counts=True)
     # In whole numbers: floating point would break ties between equal remainders at random.
     quotas, remainders = np.divmod(sizes * count, len(labels))
@@ -33,6 +35,15 @@ def stratified_sample(labels: npt.NDArray[np.int64], count: int, seed: int, purp
         members = np.flatnonzero(labels == label)
         chosen.append(members[np.argsort(keys[members])[:quota]])
     return np.sort(np.concatenate(chosen))
+
+
+def representatives(labels: npt.NDArray[np.int64], count: int) -> npt.NDArray[np.int64]:
+    """The numbers of ``count`` samples, or of all if they are fewer, that stand for all of them where all are too many.
+
+    Every class has its share, see `stratified_sample`. They are always the same: neither a run's seed nor a model
+    decides which images it is looked at on.
+    """
+    return stratified_sample(labels, min(count, len(labels)), 0, "representatives")
 
 
 def hold_out(

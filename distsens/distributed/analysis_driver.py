@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import ray
@@ -21,6 +21,7 @@ from distsens.analysis import (
     sensitivities,
     wanted_sights,
 )
+from distsens.data import representatives
 from distsens.distributed.analysis_preflight import CheckedAnalysis
 from distsens.distributed.analysts import AnalystAssignment, Analysts, Shard
 from distsens.distributed.cluster import check_capacity_of_cluster, connected
@@ -143,6 +144,7 @@ def _analyse(checked: CheckedAnalysis, name: str, view: AnalysisView) -> _Found:
             checked.threat,
             first.dataset.shape,
             len(first.dataset.classes),
+            checked.numbers,
             images,
             labels,
             None if checked.pairs is None else ray.put(checked.pairs.adversarial),
@@ -159,7 +161,7 @@ def _analyse(checked: CheckedAnalysis, name: str, view: AnalysisView) -> _Found:
         wanted = {model: _wanted(checked, found[model].measured) for model in models}
         looks = analysts.look(wanted, _SECONDS_BETWEEN_LOOKS)
         for (model, _), sights in view.count("looking", looks, len(wanted)):
-            found[model].sights = [replace(sight, image=_number(checked, sight.image)) for sight in sights]
+            found[model].sights = sights
     for model, history in enumerate(checked.histories):
         found[model].history = history
     return _Found(found, _matches(checked, analysts, view))
@@ -189,7 +191,10 @@ def _intervene(checked: CheckedAnalysis, analysts: Analysts, found: list[ModelFi
             settings.steps,
             analysis.batch_size,
         )
-    shards = _shards(range(len(found)), min(settings.images, len(checked.split)), analysis.shard)
+    chosen = set(representatives(checked.split.labels, settings.images).tolist())
+    measured = _shards(range(len(found)), len(checked.split), analysis.shard)
+    some = {shard: [row for row in rows if row in chosen] for shard, rows in measured.items()}
+    shards = {shard: rows for shard, rows in some.items() if rows}
     done = view.count("intervening", analysts.intervene(shards, plans, _SECONDS_BETWEEN_LOOKS), len(shards))
     for model, intervened in _merged(done).items():
         found[model].intervened = intervened
@@ -227,11 +232,6 @@ def _merged(done: Iterator[tuple[Shard, M]]) -> dict[int, M]:
         else:
             total[model] = parts[(model, number)]
     return total
-
-
-def _number(checked: CheckedAnalysis, row: int) -> int:
-    """Of an analysed image, its number in the split, of which saved pairs may be of a part."""
-    return row if checked.pairs is None else int(checked.pairs.numbers[row])
 
 
 def _record(summary: AnalysisSummary, findings: Findings, report: Report, place: Place, tracked: TrackedRun) -> None:
@@ -273,6 +273,7 @@ def _data(checked: CheckedAnalysis) -> dict[str, Any]:
         "name": first.dataset.name,
         "split": checked.analysis.data.split,
         "images": len(checked.split),
+        "choice": checked.analysis.data.choice,
         "digest": first.data_digest,
     }
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from distsens.analysis import (
@@ -39,7 +40,7 @@ class CheckedAnalysis:
     analysis : with nothing left out any more.
     names : what the models are called, each another. layers : of each model, neurons by layer.
     intervened : of each model, the layers that are intervened on.
-    split : the images that are analysed, those of the pairs if pairs are given.
+    split : the images that are analysed, those of the pairs if pairs are given. numbers : of them in the whole split.
     histories : of each model, what its training wrote down of its neurons.
     """
 
@@ -50,6 +51,7 @@ class CheckedAnalysis:
     intervened: tuple[tuple[str, ...], ...]
     threat: Threat
     split: ImageSet
+    numbers: npt.NDArray[np.int64]
     pairs: SavedPairs | None
     histories: tuple[History | None, ...]
     warnings: tuple[str, ...]
@@ -87,7 +89,7 @@ def check_analysis(analysis: Analysis, tell: Callable[[str], None] = lambda _: N
         check_radius("eps", eps, threat.norm, first.dataset.shape)
     if repeated := [eps for eps in analysis.eps if f"{eps:.4g}" == f"{threat.eps:.4g}"]:
         raise InputError("eps", repeated[0], "it is that of the threat: leave it out")
-    pairs = None if folder is None else read_pairs(folder, first.split, first.subject.sha256)
+    pairs = None if folder is None else read_pairs(folder, first.split, first.subject.sha256, first.numbers)
     layers, intervened = [], []
     for one in examinations:
         network = one.subject.build(one.dataset.shape, len(one.dataset.classes))
@@ -105,7 +107,8 @@ def check_analysis(analysis: Analysis, tell: Callable[[str], None] = lambda _: N
         tuple(layers),
         tuple(intervened),
         threat,
-        first.split if pairs is None else first.split.take(np.asarray(pairs.numbers)),
+        first.split if pairs is None else first.split.take(pairs.rows),
+        first.numbers if pairs is None else pairs.numbers,
         pairs,
         histories,
         tuple(dict.fromkeys([*(warning for one in examinations for warning in one.warnings), *faults])),
@@ -129,7 +132,7 @@ def _check_words(analysis: Analysis) -> None:
         if not 0.0 < ratio <= 1.0:
             raise InputError("ablation.ratios", ratio, "it must be above 0 and at most 1")
     if analysis.data.images:
-        raise InputError("data.images", list(analysis.data.images), "leave it out; data.limit takes the first images")
+        raise InputError("data.images", list(analysis.data.images), "leave it out; data.limit takes some of each class")
     if analysis.pairs is not None:
         if len(addresses) > 1:
             raise InputError("pairs", analysis.pairs, "saved pairs are adversarial for one model: name only that one")

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import ray
 import torch
 from torch import Tensor, nn
@@ -29,7 +30,7 @@ from distsens.analysis import (
     numbers_in,
 )
 from distsens.attacks import Threat
-from distsens.data import as_tensor, to_pixels
+from distsens.data import as_tensor, representatives, to_pixels
 from distsens.distributed.examiners import read_split
 from distsens.distributed.logs import logged, worker_log
 from distsens.distributed.pool import ActorPool
@@ -44,6 +45,7 @@ class AnalystAssignment:
 
     name : of the analysis, for the logs.
     subjects : the models. threat : the ball of the first condition.
+    numbers : within the whole split, of the images in the analysed one.
     images, labels : object references of the analysed split.
     pairs : reference of the saved twins of the split, (N, C, H, W); None where they are made.
     """
@@ -54,6 +56,7 @@ class AnalystAssignment:
     threat: Threat
     shape: tuple[int, int, int]
     classes: int
+    numbers: npt.NDArray[np.int64]
     images: ray.ObjectRef
     labels: ray.ObjectRef
     pairs: ray.ObjectRef | None
@@ -66,19 +69,19 @@ class Analyst:
         self._log = worker_log(run, rank)
         self._desk: _Desk | None = None
 
-    def measure(self, assignment: AnalystAssignment, model: int, numbers: Sequence[int]) -> tuple[Measured, Any]:
+    def measure(self, assignment: AnalystAssignment, model: int, rows: Sequence[int]) -> tuple[Measured, Any]:
         """Measure a shard of a model; beside the sums, the twins that are intervened on, (N, C, H, W) float32."""
-        with logged(self._log, "measuring", model=model, first_image=numbers[0], images=len(numbers)):
-            found, twins = self._at(assignment).measure(model, numbers)
-            wanted = sum(number < assignment.analysis.ablation.images for number in numbers)
-            return found, twins[:wanted].numpy().copy()  # not a view, with which all of them would be kept
+        first = int(assignment.numbers[rows[0]])
+        with logged(self._log, "measuring", model=model, first_image=first, images=len(rows)):
+            return self._at(assignment).measure(model, rows)
 
     def intervene(
-        self, assignment: AnalystAssignment, model: int, numbers: Sequence[int], twins: Any, plan: InterventionPlan
+        self, assignment: AnalystAssignment, model: int, rows: Sequence[int], twins: Any, plan: InterventionPlan
     ) -> Intervened:
-        """Intervene on a shard of a model's pairs, or on its first ones."""
-        with logged(self._log, "intervening", model=model, first_image=numbers[0], images=len(numbers)):
-            return self._at(assignment).intervene(model, numbers, twins, plan)
+        """Intervene on those of a shard of a model's pairs that are chosen for it."""
+        first = int(assignment.numbers[rows[0]])
+        with logged(self._log, "intervening", model=model, first_image=first, images=len(rows)):
+            return self._at(assignment).intervene(model, rows, twins, plan)
 
     def look(self, assignment: AnalystAssignment, model: int, wanted: Wanted) -> list[Sight]:
         """See what a model's neurons see."""
@@ -107,42 +110,46 @@ class _Desk:
         on_gpu = torch.cuda.is_available() and assignment.analysis.workers.gpus
         self._device = torch.device("cuda" if on_gpu else "cpu")
         self._images, self._labels = read_split(assignment.images, assignment.labels)
+        self._intervened = set(representatives(self._labels.numpy(), assignment.analysis.ablation.images).tolist())
         self._pairs = None if assignment.pairs is None else as_tensor(ray.get(assignment.pairs))
         self._built: tuple[int, nn.Module, MeasurementPlan] | None = None
 
-    def measure(self, model: int, numbers: Sequence[int]) -> tuple[Measured, Tensor]:
+    def measure(self, model: int, rows: Sequence[int]) -> tuple[Measured, Any]:
         network, plan = self._model(model)
-        images, labels, rows = self._take(numbers)
-        pairs = None if self._pairs is None else self._pairs[list(numbers)]
-        return measure_images(network, images, labels, rows, plan, pairs)
+        images, labels, numbers = self._take(rows)
+        pairs = None if self._pairs is None else self._pairs[list(rows)]
+        found, twins = measure_images(network, images, labels, numbers, plan, pairs)
+        kept = [place for place, row in enumerate(rows) if row in self._intervened]
+        return found, twins[kept].numpy()
 
-    def intervene(self, model: int, numbers: Sequence[int], twins: Any, plan: InterventionPlan) -> Intervened:
+    def intervene(self, model: int, rows: Sequence[int], twins: Any, plan: InterventionPlan) -> Intervened:
         network, _ = self._model(model)
-        images, labels, _ = self._take(numbers)
-        return intervene(network, images, as_tensor(twins)[: len(labels)].to(self._device), labels, plan)
+        images, labels, _ = self._take(rows)
+        return intervene(network, images, as_tensor(twins).to(self._device), labels, plan)
 
     def look(self, model: int, wanted: Wanted) -> list[Sight]:
         network, plan = self._model(model)
-        images, labels, rows = self._take(numbers_in(wanted))
+        rows = np.searchsorted(self._assignment.numbers, numbers_in(wanted))
+        images, labels, numbers = self._take(rows)
         if self._pairs is None:
-            twins = make_pairs(network, images, labels, rows, plan)
+            twins = make_pairs(network, images, labels, numbers, plan)
         else:
-            twins = self._pairs[rows.cpu()].to(self._device)
-        return look(network, images, twins, labels, rows, wanted, plan.batch_size)
+            twins = self._pairs[rows].to(self._device)
+        return look(network, images, twins, labels, numbers, wanted, plan.batch_size)
 
     def match(self, first: int, second: int, layers: Mapping[str, str]) -> dict[str, tuple[Tensor, float]]:
         other = self._build(second)
         network, plan = self._model(first)
-        count = min(self._assignment.analysis.matched_images, len(self._labels))
-        images, _, _ = self._take(range(count))
+        images, _, _ = self._take(representatives(self._labels.numpy(), self._assignment.analysis.matched_images))
         return match_all(correlate(network, other, layers, images, plan.batch_size))
 
-    def _take(self, numbers: Sequence[int]) -> tuple[Tensor, Tensor, Tensor]:
-        rows = torch.as_tensor(np.asarray(numbers, dtype=np.int64))
+    def _take(self, rows: Sequence[int] | npt.NDArray[np.int64]) -> tuple[Tensor, Tensor, Tensor]:
+        """Images, labels and numbers within the whole split."""
+        where = np.asarray(rows, dtype=np.int64)
         return (
-            to_pixels(self._images[rows].to(self._device)),
-            self._labels[rows].to(self._device),
-            rows.to(self._device),
+            to_pixels(self._images[torch.from_numpy(where)].to(self._device)),
+            self._labels[torch.from_numpy(where)].to(self._device),
+            torch.from_numpy(self._assignment.numbers[where]).to(self._device),
         )
 
     def _model(self, model: int) -> tuple[nn.Module, MeasurementPlan]:
@@ -170,7 +177,7 @@ class Analysts:
     def measure(self, shards: Mapping[Shard, Sequence[int]], seconds: float) -> Iterator[tuple[Shard, Measured] | None]:
         """Each (model, shard) and its sums when done, None when for some seconds none was.
 
-        Ray keeps the twins of the images that are intervened on, which are the first.
+        Ray keeps the twins of the images that are intervened on.
         """
 
         def task(shard: Shard) -> Callable[[Any], Any]:
@@ -187,7 +194,7 @@ class Analysts:
     def intervene(
         self, shards: Mapping[Shard, Sequence[int]], plans: Mapping[int, InterventionPlan], seconds: float
     ) -> Iterator[tuple[Shard, Intervened] | None]:
-        """The same of interventions, on the first images of shards that were measured."""
+        """The same of interventions, on some images of shards that were measured."""
         stored = {model: ray.put(plan) for model, plan in plans.items()}
 
         def task(shard: Shard) -> Callable[[Any], Any]:

@@ -51,7 +51,7 @@ class Searched:
 
 
 def judge_finalists(sweep: Searched, trials: Sequence[TrialState]) -> None:
-    """AutoAttack on the same first validation images for each of the best; what it leaves decides among them."""
+    """AutoAttack on the same validation images, stratified, for each of the best; what it leaves decides among them."""
     settings = sweep.plan.sweep
     finalists = at_the_end(trials)[: settings.finalists]
     images = min(settings.judged_images, len(sweep.checked.dataset.validation))
@@ -88,11 +88,12 @@ def _autoattack(sweep: Searched, trial: TrialState, images: int) -> float:
         None,
         checked.dataset.shape,
         len(checked.dataset.classes),
+        checked.numbers,
         *share_split(checked.split),
-        *share_split(pool(checked.dataset)),
+        *share_split(pool(checked.dataset, checked.examination.data.split)),
     )
-    numbers = list(checked.numbers)
-    shards = {start: numbers[start : start + _SHARD] for start in range(0, len(numbers), _SHARD)}
+    rows = list(checked.rows)
+    shards = {start: rows[start : start + _SHARD] for start in range(0, len(rows), _SHARD)}
     with closing(Examiners(assignment, sweep.view.say)) as examiners:
         found: list[Ledger] = []
         for one in examiners.examine(shards, _SECONDS_BETWEEN_LOOKS):

@@ -118,7 +118,7 @@ def find_evaluation(name: str, storage_url: str) -> StoredEvaluation:
     return StoredEvaluation(
         place_name(place.url),
         place,
-        Examination.parse(document["examination"]),
+        Examination.of_document(document["examination"]),
         document["mlflow_run_id"],
         document["model_sha256"],
         document["source_sha256"],
@@ -187,7 +187,7 @@ def run_examination(
                 model=model_of(checked),
                 data=_data(checked),
                 classes=checked.dataset.classes,
-                images=len(checked.numbers),
+                images=len(checked.rows),
                 ledger=Ledger.join([done[number] for number in sorted(done)]) if done else None,
                 checks=checks or [],
                 warnings=checked.warnings,
@@ -296,6 +296,7 @@ def verify_with(claim: dict[str, Any], checked: CheckedExamination, identity: Id
     return verify(
         claim,
         ledger,
+        numbers=checked.numbers.tolist(),
         model=identity.model,
         data_digest=checked.data_digest,
         source=identity.source,
@@ -364,12 +365,10 @@ def _judge(
     ``began`` is when it would have begun if its sessions followed one another without a pause.
     """
     examination, dataset = checked.examination, checked.dataset
-    numbers, size = checked.numbers, examination.shard
-    count = len(numbers)
+    rows, size = checked.rows, examination.shard
+    count = len(rows)
     shards = {
-        number: numbers[number * size : (number + 1) * size]
-        for number in range(-(-count // size))
-        if number not in done
+        number: rows[number * size : (number + 1) * size] for number in range(-(-count // size)) if number not in done
     }
     if examination.examples is not None:
         write_json(open_place(examination.examples), f"{stored.name}/{PAIRS_FILE}", _of_pairs(checked))
@@ -385,8 +384,9 @@ def _judge(
             checked.source,
             dataset.shape,
             len(dataset.classes),
+            checked.numbers,
             *share_split(checked.split),
-            *share_split(pool(dataset)),
+            *share_split(pool(dataset, examination.data.split)),
         ),
         view.say,
     )
@@ -456,7 +456,8 @@ def _data(checked: CheckedExamination) -> dict[str, Any]:
     return {
         "name": checked.dataset.name,
         "split": checked.examination.data.split,
-        "images": len(checked.numbers),
+        "images": len(checked.rows),
+        "choice": checked.examination.data.choice,
         "digest": checked.data_digest,
     }
 

@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
 from distsens.attacks import Norm
-from distsens.data import SEVERITIES, Dataset, ImageSet, corrupt, to_pixels
+from distsens.data import SEVERITIES, Dataset, ImageSet, corrupt, representatives, to_pixels
 from distsens.distributed.cluster import check_capacity_here, job_submission_id
 from distsens.distributed.preflight import left_out_notices, storage_url, tracking_places
 from distsens.errors import InputError
@@ -34,7 +35,7 @@ from distsens.experiment import Experiment
 from distsens.models import WEIGHTS_SUFFIXES, normalisation_of, state_of
 from distsens.sensitivity import neuron_counts
 from distsens.storage import Place, open_place
-from distsens.suite import Materials, attack_settings, build_judgement, families, load_judged
+from distsens.suite import Materials, attack_settings, build_judgement, chosen_numbers, families, load_judged
 from distsens.tracking import check_tracking
 
 _INSPECTED = 64
@@ -46,7 +47,8 @@ _WITHOUT_GRADIENTS = ("square", "transfer")
 class CheckedExamination:
     """What the check found: the model, the images, and where things will be kept.
 
-    examination : with nothing left out any more. baseline : error rates that mCE is relative to.
+    examination : with nothing left out any more. split : of the data set's, what ``data.limit`` leaves.
+    baseline : error rates that mCE is relative to.
     attacks : their settings by name, see `attack_settings`. warnings : what the verdicts are to be read with.
     """
 
@@ -63,15 +65,24 @@ class CheckedExamination:
     warnings: tuple[str, ...]
 
     @property
-    def numbers(self) -> Sequence[int]:
-        """Of the images that are judged, within the split."""
+    def rows(self) -> Sequence[int]:
+        """Of the images that are judged, within ``split``."""
         return self.examination.data.images or range(len(self.split))
 
     @cached_property
+    def numbers(self) -> npt.NDArray[np.int64]:
+        """Of the images in ``split``, within the whole split: ascending."""
+        return chosen_numbers(self.examination.data, self._whole_split.labels)
+
+    @cached_property
     def data_digest(self) -> str:
-        """SHA-256 of the images and labels of the whole split, of which the first may be judged alone."""
+        """SHA-256 of the images and labels of the whole split, of which a part may be judged alone."""
+        return self._whole_split.digest()
+
+    @property
+    def _whole_split(self) -> ImageSet:
         split: ImageSet = getattr(self.dataset, self.examination.data.split)
-        return split.digest()
+        return split
 
 
 def check_examination(examination: Examination, tell: Callable[[str], None] = lambda _: None) -> CheckedExamination:
@@ -99,14 +110,14 @@ def check_examination(examination: Examination, tell: Callable[[str], None] = la
     classes = len(dataset.classes)
     network = subject.build(dataset.shape, classes)
     other = None if source is None else source.build(dataset.shape, classes)
-    count = min(_INSPECTED, len(split))
     images, labels = split.tensors()
-    pixels = to_pixels(images[slice(0, count)])
-    materials = Materials(classes, subject.experiment, Pool(pixels, labels[:count]), other)
+    some = torch.from_numpy(representatives(split.labels, _INSPECTED))
+    pixels = to_pixels(images[some])
+    materials = Materials(classes, subject.experiment, Pool(pixels, labels[some]), other)
     judgement = build_judgement(examination, materials)
     warnings = [*left_out_notices(dataset), *_classes_left_out(examination, dataset, labels)]
-    warnings += inspect(network, pixels, labels[:count], classes)
-    _check_gradients(judgement, examination, network, pixels, labels[:count])
+    warnings += inspect(network, pixels, labels[some], classes)
+    _check_gradients(judgement, examination, network, pixels, labels[some])
     if "adaptive" in judgement.attacks:
         _check_layers(network, subject, dataset.shape)
     for family in families(examination.corruptions):
@@ -185,12 +196,13 @@ def _baseline(examination: Examination) -> dict[str, list[float]] | None:
 
 
 def _classes_left_out(examination: Examination, dataset: Dataset, labels: Tensor) -> list[str]:
-    """A limit takes the first images, and folders and some files have them class by class."""
+    """The first images are of few classes where folders and files have them class by class."""
     without = [name for number, name in enumerate(dataset.classes) if not bool((labels == number).any())]
     if examination.data.limit is None or not without:
         return []
     some = ", ".join(without[:_CLASSES_NAMED]) + (", ..." if len(without) > _CLASSES_NAMED else "")
-    return [f"data.limit takes the first {len(labels)} images, which leave out {len(without)} classes: {some}"]
+    first = "the first " if examination.data.choice == "first" else ""
+    return [f"data.limit takes {first}{len(labels)} images, which leave out {len(without)} classes: {some}"]
 
 
 def _check_gradients(
@@ -226,6 +238,10 @@ def check_radius(field: str, eps: float, norm: Norm, shape: tuple[int, int, int]
         raise InputError(field, eps, f"above 0 and at most {widest:.4g}: two images are no further apart in {norm}")
 
 
-def pool(dataset: Dataset, size: int = 256) -> ImageSet:
-    """Validation images, of which the adaptive attack learns the model; none where nothing was held out."""
-    return dataset.validation.take(np.arange(min(size, len(dataset.validation))))
+def pool(dataset: Dataset, judged: str, size: int = 256) -> ImageSet:
+    """Images, stratified, of which the adaptive attack learns the model, and of which none is judged.
+
+    They are of the validation split, and where ``judged`` names that, of the training split; none where it is empty.
+    """
+    beside = dataset.train if judged == "validation" else dataset.validation
+    return beside.take(representatives(beside.labels, size))

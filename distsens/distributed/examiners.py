@@ -8,10 +8,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import ray
 import torch
 
-from distsens.data import ImageFiles, Images, ImageSet, as_tensor, to_pixels
+from distsens.data import ImageFiles, Images, ImageSet, as_tensor, representatives, to_pixels
 from distsens.distributed.logs import logged, worker_log
 from distsens.distributed.pool import ActorPool
 from distsens.evaluation import Check, Examined, Ledger, Pool, Subject, examine, masking_checks
@@ -28,6 +29,7 @@ class Assignment:
     """What every examiner is told.
 
     name : of the evaluation, and of the folder that wanted examples go to.
+    numbers : within the whole split, of the images in the judged one.
     images, labels : object references of the judged split, read from the same shared memory by a node's examiners.
     pool_images, pool_labels : the same of the images that the adaptive attack learns the model on.
     source : the model that transferred examples are made on.
@@ -39,6 +41,7 @@ class Assignment:
     source: Subject | None
     shape: tuple[int, int, int]
     classes: int
+    numbers: npt.NDArray[np.int64]
     images: ray.ObjectRef
     labels: ray.ObjectRef
     pool_images: ray.ObjectRef
@@ -55,13 +58,13 @@ class Examiner:
         self._log = worker_log(run, rank)
         self._desk: _Desk | None = None
 
-    def examine(self, assignment: Assignment, numbers: Sequence[int], key: str) -> bytes:
-        """Judge the images of these numbers; their ledger as Parquet. Wanted examples are stored first."""
-        with logged(self._log, "judging", first_image=numbers[0], images=len(numbers)):
-            return self._at(assignment).examine(numbers, key)
+    def examine(self, assignment: Assignment, rows: Sequence[int], key: str) -> bytes:
+        """Judge these images of the judged split; their ledger as Parquet. Wanted examples are stored first."""
+        with logged(self._log, "judging", first_image=int(assignment.numbers[rows[0]]), images=len(rows)):
+            return self._at(assignment).examine(rows, key)
 
     def diagnose(self, assignment: Assignment) -> list[Check]:
-        """Look for gradient masking on the first images."""
+        """Look for gradient masking on some images, stratified."""
         with logged(self._log, "diagnosing"):
             return self._at(assignment).diagnose()
 
@@ -82,6 +85,7 @@ class _Desk:
         shape, classes = assignment.shape, assignment.classes
         self._model = assignment.subject.build(shape, classes).to(self._device)
         source = assignment.source
+        self._numbers = torch.from_numpy(assignment.numbers.copy())  # what Ray holds is read-only
         self._images, self._labels = read_split(assignment.images, assignment.labels)
         pool_images, pool_labels = read_split(assignment.pool_images, assignment.pool_labels)
         self._materials = Materials(
@@ -94,18 +98,18 @@ class _Desk:
         )
         self._judgement = build_judgement(self._examination, self._materials)
 
-    def examine(self, numbers: Sequence[int], key: str) -> bytes:
-        """Judge the images of these numbers; their ledger as Parquet. Wanted examples are stored first."""
-        rows = torch.tensor(numbers)
-        images, labels = self._images[rows], self._labels[rows]
-        examined = examine(self._model, images, labels, rows, self._judgement, self._device)
+    def examine(self, rows: Sequence[int], key: str) -> bytes:
+        """Judge these images of the judged split; their ledger as Parquet. Wanted examples are stored first."""
+        where = torch.tensor(rows)
+        images, labels, numbers = self._images[where], self._labels[where], self._numbers[where]
+        examined = examine(self._model, images, labels, numbers, self._judgement, self._device)
         if self._examination.examples is not None:
             open_place(self._examination.examples).put(key, _pairs(images, examined))
         return examined.ledger.to_parquet()
 
     def diagnose(self) -> list[Check]:
-        """Look for gradient masking on the first images."""
-        rows = torch.arange(min(_DIAGNOSED, len(self._labels)))
+        """Look for gradient masking on some images, stratified."""
+        rows = torch.from_numpy(representatives(self._labels.numpy(), _DIAGNOSED))
         square = build_attacks(self._examination.model_copy(update={"attacks": ("square",)}), self._materials)
         return masking_checks(
             self._model,

@@ -56,7 +56,7 @@ def fields_to_verify(claim: Mapping[str, Any], changes: Mapping[str, Any]) -> di
     InputError : a change would judge something else than what is claimed, or more images.
     """
     _check_changes(changes)
-    fields = {key: value for key, value in claim["examination"].items() if key not in _LEFT_OUT}
+    fields = _examination(claim).model_dump(mode="json", exclude=set(_LEFT_OUT))
     fields = merge(merge(fields, {"data": {"root": None, "download": False}}), changes)
     count = claim["images"]
     wanted = Examination.parse({"data": {"limit": changes.get("data", {}).get("limit")}}).data.limit or count
@@ -74,13 +74,13 @@ def check_judges_claim(claim: Mapping[str, Any], examination: Examination, evalu
             raise InputError("resume", evaluation, f"its {name} is not what is claimed")
     if examination.data.limit != claim["images"]:
         raise InputError("resume", evaluation, f"the claim is about {claim['images']} images")
-    for name in ("name", "split", "image_size"):
+    for name in ("name", "split", "choice", "image_size"):
         if getattr(claimed.data, name) != getattr(examination.data, name):
             raise InputError("resume", evaluation, f"its data.{name} is not what is claimed")
 
 
 def _examination(claim: Mapping[str, Any]) -> Examination:
-    return Examination.parse({key: value for key, value in claim["examination"].items() if key not in _LEFT_OUT})
+    return Examination.of_document({key: value for key, value in claim["examination"].items() if key not in _LEFT_OUT})
 
 
 def _check_changes(changes: Mapping[str, Any]) -> None:

@@ -154,7 +154,7 @@ def make_claim(
     model : ``name``, ``sha256`` of its file, ``architecture``, ``computes`` (the fields of its
         :class:`~distsens.evaluation.Fingerprint`) and what else is known.
     source : the same of the model that transferred examples are made on, of which no name is needed.
-    data : ``name``, ``split``, ``images`` and ``digest``.
+    data : ``name``, ``split``, ``images``, their ``choice`` (``stratified`` or the ``first`` of the split), ``digest``.
     settings : of the attacks, by name.
     versions, commit : of what judged.
     seconds : that it took.
@@ -254,7 +254,7 @@ def _contradiction_of_images(claim: Mapping[str, Any]) -> str | None:
 
 
 def _contradiction_of_terms(claim: Mapping[str, Any]) -> str | None:
-    """Where a claim says another threat or other images than its examination, of which both must be the first."""
+    """Where a claim says another threat or other images than its examination."""
     examination, data = claim["examination"], claim["data"]
     judged = examination["data"]
     for what, stated, examined in (
@@ -262,6 +262,8 @@ def _contradiction_of_terms(claim: Mapping[str, Any]) -> str | None:
         ("data.name", data["name"], judged["name"]),
         ("data.split", data["split"], judged["split"]),
         ("data.images", data["images"], claim["images"]),
+        # Older claims do not say it: they were about the first images.
+        ("data.choice", data.get("choice", "first"), judged.get("choice", "first")),
         ("images", claim["images"], claim["images"] if judged.get("limit") is None else judged["limit"]),
     ):
         if stated != examined:
@@ -309,34 +311,42 @@ def verify(
     data_digest: str,
     source: Mapping[str, Any] | None,
     settings: Mapping[str, Mapping[str, Any]],
+    numbers: Sequence[int] | None = None,
 ) -> Verification:
-    """Compare a claim with a ledger of some of its images; the other parameters are as for :func:`make_claim`."""
+    """Compare a claim with a ledger of some of its images; the other parameters are as for :func:`make_claim`.
+
+    ``numbers``, ascending, are those of the claim's images within the split; by default they are the first.
+    """
     refuted = differences(claim, model=model, data_digest=data_digest, source=source, settings=settings)
     right, standing = (_flags(claim[key], claim["images"]) for key in ("right", "standing"))
+    place = {number: place for place, number in enumerate(range(claim["images"]) if numbers is None else numbers)}
+    images = [place[number] for number in ledger.rows["image"].tolist()]
     over = under = 0
     for image, label, prediction, stands in zip(
-        ledger.rows["image"], ledger.rows["label"], ledger.rows["prediction"], ledger.standing, strict=True
+        images, ledger.rows["label"], ledger.rows["prediction"], ledger.standing, strict=True
     ):
         over += (right[image] and label != prediction) or (standing[image] and not stands)
         under += (not right[image] and label == prediction) or (not standing[image] and stands)
-    faults = (*refuted.faults, *_faults_in_turn(claim, ledger))
+    faults = (*refuted.faults, *_faults_in_turn(claim, ledger, images))
     return Verification(len(ledger), over, under, faults, refuted.notices)
 
 
-def _faults_in_turn(claim: Mapping[str, Any], ledger: Ledger) -> list[str]:
+def _faults_in_turn(claim: Mapping[str, Any], ledger: Ledger, images: Sequence[int]) -> list[str]:
     """The attacks, but for the last one, that are claimed to leave more images than they do.
+
+    ``images`` are the places of the ledger's images among the claim's.
 
     What the last one leaves is what stands in the end. Which of two attacks breaks an image that both nearly miss is
     up to rounding, so after each of the others one image more than in the end may differ. (Of 400 images of MNIST, an
     adversarially trained network and APGD none did, in other layouts, batches and numbers of threads.)
     """
     faults = []
-    numbers, allowed = ledger.rows["image"].tolist(), _allowed_in_turn(len(ledger))
+    allowed = _allowed_in_turn(len(ledger))
     for name, attack in list(claim["attacks"].items())[:-1]:
         found = ledger.left[name].tolist()
         if "left" in attack:
             claimed = _flags(attack["left"], claim["images"])
-            over = sum(claimed[image] and not left for image, left in zip(numbers, found, strict=True))
+            over = sum(claimed[image] and not left for image, left in zip(images, found, strict=True))
             if over > allowed:
                 faults.append(f"of {len(found)} images judged anew, {name} breaks {over} that it is claimed to leave")
         elif too_few(sum(found) + allowed, len(found), attack["standing"]["count"], claim["images"]):

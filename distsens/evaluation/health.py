@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from distsens.attacks import AttackLoss, attack_view, cross_entropy, margin
 from distsens.attacks.view import Logits
+from distsens.data import representatives
 from distsens.errors import InputError
 from distsens.evaluation.precision import full_float32
 
@@ -53,14 +54,15 @@ def inspect(model: nn.Module, images: Tensor, labels: Tensor, classes: int) -> l
             outputs, again = logits(images), logits(images)
             _check_logits(outputs, len(images), classes)
             random = _difference(outputs, again, _REPEATED)
-            alone = torch.cat([logits(image[None]) for image in images[:_ALONE]])
+            some = torch.from_numpy(representatives(labels.cpu().numpy(), _ALONE)).to(images.device)
+            alone = torch.cat([logits(image[None]) for image in images[some]])
         warnings = [_probabilities(outputs)]
         if random is not None:
             warnings.append(
                 f"the model is random: two forwards of the same images differ by up to {random:.2g}; use AutoAttack's "
                 "rand version, which averages gradients over the randomness (EOT)"
             )
-        elif (dependent := _difference(outputs[:_ALONE], alone, _REBATCHED)) is not None:
+        elif (dependent := _difference(outputs[some], alone, _REBATCHED)) is not None:
             warnings.append(
                 f"an image's logits depend on the others in its batch: alone they differ by up to {dependent:.2g}; "
                 "verdicts then hold for one way of batching"

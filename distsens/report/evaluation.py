@@ -26,6 +26,7 @@ from distsens.evaluation import (
     over_seeds,
     proportion,
 )
+from distsens.examination import JudgedData
 from distsens.report.console_table import print_table
 from distsens.report.pulse import Pulse
 
@@ -46,7 +47,8 @@ class EvaluationSummary:
     examination : everything that decides it, with defaults filled in.
     model, data : what was judged, with SHA-256; of the model also its ``architecture``, the ``run`` that trained it,
         its ``training`` (``recipe``, a digest of all that decides it but the ``seed``, that, and the epoch that was
-        ``selected``) and whether it saw ``additional_data``, null where nobody knows.
+        ``selected``) and whether it saw ``additional_data``, null where nobody knows; of the
+        data the ``choice``, see ``data.limit``.
     images, judged : in the split; of them done.
     clean_accuracy, robust_accuracy : the latter in the worst case over all attacks.
     after_attack : robust accuracy after each attack and those before it.
@@ -177,7 +179,8 @@ def show_evaluation(console: Console, summary: EvaluationSummary) -> None:
         return
     threat = summary.examination["threat"]
     console.print(
-        f"{summary.model['name']}: {summary.judged} of {summary.images} {summary.data['split']} images, "
+        f"{summary.model['name']}: {summary.judged} of {summary.images} {summary.data['split']} images"
+        f"{JudgedData.model_validate(summary.examination['data']).chosen}, "
         f"{threat['norm']} eps {threat['eps']:.6g}",
         style="bold",
         highlight=False,

@@ -66,6 +66,17 @@ def test_saved_pairs_are_read_in_the_order_of_their_images(tmp_path: Path) -> No
     assert few.numbers.tolist() == [0, 2]
 
 
+def test_saved_pairs_are_those_of_the_images_that_are_analysed_whatever_part_that_is(
+    tmp_path: Path,
+) -> None:
+    split = split_of(8)
+    twins = save(tmp_path / "pairs", split, [1, 4, 6], [7])
+    analysed = np.array([0, 4, 5, 7])
+    found = read_pairs(find_pairs(str(tmp_path / "pairs")), split.take(analysed), "abc", analysed)
+    assert (found.numbers.tolist(), found.rows.tolist()) == ([4, 7], [1, 3])
+    assert np.array_equal(found.adversarial, twins[[4, 7]])
+
+
 def test_other_pairs_are_refused(tmp_path: Path) -> None:
     split = split_of(8)
     save(tmp_path / "twice", split, [0, 1], [1, 2])

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from distsens.data import hold_out, stratified_sample
+from distsens.data import hold_out, representatives, stratified_sample
 from distsens.errors import InputError
 
 labels_of_some_classes = st.lists(st.integers(0, 5), min_size=1, max_size=80).map(lambda x: np.array(x, np.int64))
@@ -58,6 +58,14 @@ def test_each_sample_of_a_class_is_equally_likely() -> None:
     for seed in range(2000):
         counts[stratified_sample(labels, 20, seed, "test")] += 1
     assert np.abs(counts / 2000 - 0.5).max() < 0.056  # five standard deviations
+
+
+def test_some_images_that_stand_for_all_are_of_every_class_and_always_the_same() -> None:
+    sorted_by_class = np.repeat(np.arange(4), 250).astype(np.int64)
+    assert np.bincount(sorted_by_class[representatives(sorted_by_class, 500)]).tolist() == [125] * 4
+    assert np.array_equal(representatives(sorted_by_class, 500), representatives(sorted_by_class, 500))
+    assert representatives(sorted_by_class, 5000).tolist() == list(range(1000))
+    assert representatives(np.zeros(0, np.int64), 5).tolist() == []
 
 
 @pytest.mark.parametrize("fraction", [0.0, 1.0, -0.1, 1.5, float("nan"), 0.001, 0.999])

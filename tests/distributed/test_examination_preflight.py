@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import safetensors.torch
 import torch
 
-from distsens.distributed.examination_preflight import _placed, _source
+from distsens.data import Dataset, ImageSet
+from distsens.distributed.examination_preflight import _placed, _source, pool
 from distsens.errors import InputError
 from distsens.evaluation import Architecture, Subject, find_subject
 from distsens.examination import Examination
@@ -64,3 +66,18 @@ def test_a_submitted_job_saves_no_examples_in_the_folder_that_is_deleted_after_i
     with pytest.raises(InputError, match=r"examples: got 'pairs'; a submitted job's folder is deleted after it"):
         _placed(Examination.parse({"examples": "pairs"}))
     assert _placed(Examination.parse({"examples": "s3://bucket/pairs"})).examples == "s3://bucket/pairs"
+
+
+def test_the_adaptive_attacks_pool_is_of_every_class_and_never_of_the_images_that_are_judged() -> None:
+    def of(first: int, count: int) -> ImageSet:
+        images = np.arange(first, first + count, dtype=np.uint32).view(np.uint8).reshape(count, 1, 2, 2)
+        return ImageSet(images, np.repeat(np.arange(4), count // 4).astype(np.int64))
+
+    dataset = Dataset("sorted", tuple("abcd"), of(0, 800), of(1000, 400), of(2000, 400))
+    for judged, beside in (("test", dataset.validation), ("train", dataset.validation), ("validation", dataset.train)):
+        some = pool(dataset, judged)
+        assert np.bincount(some.labels).tolist() == [64] * 4
+        assert {image.tobytes() for image in np.asarray(some.images)} <= {
+            image.tobytes() for image in np.asarray(beside.images)
+        }
+    assert len(pool(Dataset("few", tuple("abcd"), of(0, 4), of(8, 4), of(12, 4)), "test")) == 4

@@ -32,7 +32,7 @@ def claim(**changes: Any) -> dict[str, Any]:
         "examination": CLAIMED.model_dump(mode="json"),
         "model": {"name": "net", "sha256": "a" * 64, "architecture": {"name": "lenet5"}},
         "source_sha256": None,
-        "data": {"name": "mnist", "split": "test", "images": 400, "digest": "d" * 64},
+        "data": {"name": "mnist", "split": "test", "images": 400, "choice": "stratified", "digest": "d" * 64},
         "threat": {"norm": "linf", "eps": 0.3},
         "attacks": {
             name: {"settings": {}, "standing": everything} for name in ("apgd-ce", "apgd-t", "fab-t", "square")
@@ -79,6 +79,16 @@ def test_only_what_the_claim_speaks_of_is_judged_anew_and_no_place_of_who_made_i
     assert found.model.factory is None, "a claim names no code to run"
 
 
+def test_a_claim_from_before_there_was_a_choice_is_about_the_first_images(tmp_path: Path) -> None:
+    older = merge(claim(), {"examination": {"data": {"choice": None}}, "data": {"choice": None}})
+    del older["examination"]["data"]["choice"], older["data"]["choice"]
+    (tmp_path / "claim.json").write_text(json.dumps(older))
+    assert Examination.parse(fields_to_verify(read_claim(str(tmp_path / "claim.json")), {})).data.choice == "first"
+    assert Examination.parse(fields_to_verify(claim(), {})).data.choice == "stratified"
+    with pytest.raises(InputError, match=r"its data\.choice is not what is claimed"):
+        check_judges_claim(older, CLAIMED, "evaluate-net")
+
+
 def test_more_images_than_are_claimed_are_refused() -> None:
     with pytest.raises(InputError, match=r"^data.limit: got 401; the claim is about 400 images"):
         fields_to_verify(claim(), {"data": {"limit": 401}})
@@ -105,6 +115,7 @@ def test_it_is_judged_as_it_says_but_in_other_places() -> None:
         ({"every_attack": True}, "every_attack"),
         ({"data": {"name": "digits"}}, "data.name"),
         ({"data": {"split": "train"}}, "data.split"),
+        ({"data": {"choice": "first"}}, "data.choice"),
         ({"data": {"images": [1, 2]}}, "data.images"),
     ],
 )

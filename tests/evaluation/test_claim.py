@@ -66,7 +66,7 @@ def claim(fates: list[int], attacks: tuple[str, ...] = ("pgd",)) -> dict[str, An
         ).model_dump(mode="json"),
         model=MODEL,
         source=SOURCE,
-        data={"name": "mnist", "split": "test", "images": len(fates), "digest": "d" * 64},
+        data={"name": "mnist", "split": "test", "images": len(fates), "choice": "stratified", "digest": "d" * 64},
         settings=SETTINGS,
         versions={"torch": "2"},
         commit="c0ffee",
@@ -89,6 +89,18 @@ def test_a_claim_holds_against_the_ledger_that_it_was_made_of_and_every_beginnin
         checked = verdict(fates, fates[:count])
         assert checked.holds
         assert (checked.images, checked.overclaimed, checked.underclaimed) == (count, 0, 0)
+
+
+def test_images_are_compared_by_their_numbers_in_the_split_of_which_the_claims_are_some() -> None:
+    fates, numbers = [-1, 1, 0, -1, 1], [3, 7, 11, 40, 41]
+    assert verify(claim(fates), ledger(fates[2:], images=numbers[2:]), numbers=numbers, **KNOWN).holds
+    assert verify(claim(fates), ledger(fates[2:], images=numbers[:3]), numbers=numbers, **KNOWN).overclaimed == 2
+    attacks = ("apgd-ce", "pgd")
+    settings = {**KNOWN, "settings": {name: SETTINGS[name] for name in attacks}}
+    fates, numbers = [2] * 50 + [-1] * 50, [3 * number for number in range(100)]
+    weaker = ledger([1] * 50 + [-1] * 50, attacks, images=numbers)
+    refuted = verify(claim(fates, attacks), weaker, numbers=numbers, **settings)
+    assert refuted.faults == ("of 100 images judged anew, apgd-ce breaks 50 that it is claimed to leave",)
 
 
 def test_images_that_do_not_stand_refute_a_claim_and_those_that_do_not_fall_do_not() -> None:
@@ -299,6 +311,7 @@ MORE = proportion(Proportion(3, 5))
         ({"threat": {"eps": 8.0}}, "threat is .*8.0.*, and its examination was of .*0.3"),
         ({"data": {"name": "cifar10"}}, "data.name is cifar10, and its examination was of mnist"),
         ({"data": {"split": "train"}}, "data.split is train"),
+        ({"data": {"choice": "first"}}, "data.choice is first, and its examination was of stratified"),
         ({"examination": {"data": {"limit": 50}}}, "images is 5, and its examination was of 50"),
         ({"examination": {"data": {"images": [0, 3]}}}, "images that somebody chose"),
     ],

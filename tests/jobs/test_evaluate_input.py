@@ -138,4 +138,4 @@ def test_help_names_every_field_and_every_option(run: Run) -> None:
 def test_a_limit_that_leaves_classes_out_is_said(run: Run) -> None:
     code, output, error = run(*GIVEN.split(), "--dry-run", "--data.limit", "3", "--attacks", "pgd")
     assert (code, error) == (0, "")
-    assert "warning: data.limit takes the first 3 images, which leave out " in output
+    assert "warning: data.limit takes 3 images, which leave out 7 classes: " in output

@@ -80,8 +80,9 @@ def build_report(
     said = sentences(findings, analysis.ratio)
     threat = analysis.threat
     about = (
-        f"{images:,} {analysis.data.split} images of {analysis.data.name}, {findings.condition} in {threat.norm} with "
-        f"eps {threat.eps:.4g}; the {100.0 * analysis.ratio:.3g} % most sensitive neurons of a layer, by "
+        f"{images:,} {analysis.data.split} images of {analysis.data.name}{analysis.data.chosen}, "
+        f"{findings.condition} in {threat.norm} with eps {threat.eps:.4g}; the {100.0 * analysis.ratio:.3g} % most "
+        "sensitive neurons of a layer, by "
         f"{analysis.measure} sensitivity, are called sensitive."
     )
     document = page(

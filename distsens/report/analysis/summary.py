@@ -25,7 +25,7 @@ class AnalysisSummary:
     run, storage : name, and where ``report.html``, ``figures/``, ``tables/`` and this file (``analysis.json``) are.
     mlflow_uri, mlflow_run_id : where it is tracked, with the same files.
     analysis : everything that decides it, with defaults filled in.
-    data : what was analysed, with its digest.
+    data : what was analysed, with its digest and the ``choice`` (how ``data.limit`` chose).
     models : a list, of each its ``name``, ``address``, ``sha256``, ``run``, ``epoch``, ``mlflow_run_id`` and
 
         ``accuracy`` : by condition (``clean``, the attacks, ``noise``) ``value``, ``low``, ``high``,
