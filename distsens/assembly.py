@@ -64,7 +64,16 @@ def load_data(experiment: Experiment, tell: Callable[[str], None] = lambda _: No
     wanted = experiment.data
     return data.load(
         wanted.name,
-        Source(data_root(experiment), wanted.download, wanted.image_size, wanted.test_fraction, wanted.memory, tell),
+        Source(
+            data_root(experiment),
+            wanted.download,
+            wanted.image_size,
+            wanted.test_fraction,
+            wanted.memory,
+            tell,
+            resize=wanted.resize,
+            interpolation=wanted.interpolation,
+        ),
         validation_fraction=wanted.validation_fraction,
         seed=experiment.seed,
         limit=wanted.limit,

@@ -14,6 +14,7 @@ from distsens.experiment import (
     Address,
     Count,
     Experiment,
+    Interpolation,
     Number,
     Section,
     StoragePlace,
@@ -27,6 +28,9 @@ from distsens.experiment import (
 PerChannel = Annotated[
     tuple[Number, ...], BeforeValidator(lambda given: given if isinstance(given, list | tuple) else (given,))
 ]
+
+
+SplitName = Literal["test", "validation", "train"]
 
 
 class JudgedModel(Section):
@@ -52,7 +56,7 @@ class JudgedData(Section):
     classes: Count | None = Field(
         None, ge=2, description="npz of images and labels: default the highest label and one."
     )
-    split: Literal["test", "validation", "train"] = Field("test", description="Split of the data set.")
+    split: SplitName = Field("test", description="Split of the data set; of one without test: validation.")
     limit: Count | None = Field(None, ge=1, description="So many images of the split only.")
     choice: Literal["stratified", "first"] = Field(
         "stratified",
@@ -61,6 +65,12 @@ class JudgedData(Section):
     )
     images: tuple[Count, ...] = Field((), description="Of these, those in these places only, from 0 on.")
     image_size: Count | None = Field(None, ge=1, description="folder: resize and crop images to squares of this side.")
+    resize: Count | None = Field(
+        None, ge=1, description="folder: side to which the shorter one is resized before; default image_size."
+    )
+    interpolation: Interpolation | None = Field(
+        None, description="folder: of the resizing, bilinear (default) or bicubic."
+    )
 
     @property
     def chosen(self) -> str:
@@ -132,7 +142,8 @@ class Examination(Section):
             return self
         # Where the images are and how large is no matter of another data set's.
         same = self.data.name in (None, training.data.name)
-        of_data = training.data.model_dump(include={"name", "root", "image_size"} if same else {"name"})
+        fields = {"name", "root", "image_size", "resize", "interpolation"} if same else {"name"}
+        of_data = training.data.model_dump(include=fields)
         of_threat = training.threat.model_dump()
         return self.model_copy(
             update={
@@ -146,6 +157,10 @@ class Examination(Section):
         fields = self.model_dump(mode="json", exclude={"workers", "storage", "tracking", "examples", "baseline"})
         for place in ("root", "download"):
             del fields["data"][place]
+        # What older versions did not have is left out where it is as it was then.
+        for name, usual in (("resize", (None,)), ("interpolation", (None, "bilinear"))):
+            if fields["data"][name] in usual:
+                del fields["data"][name]
         return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()
 
 

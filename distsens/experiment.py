@@ -36,6 +36,7 @@ Count = Annotated[int, Strict()]
 Address = Annotated[str, BeforeValidator(lambda value: str(value) if isinstance(value, Path) else value)]
 """A path, or the URL of a bucket's prefix."""
 Precision = Literal["fp32", "bf16"]
+Interpolation = Literal["bilinear", "bicubic"]
 
 
 S = TypeVar("S", bound="Section")
@@ -70,13 +71,25 @@ class Data(Section):
         "$DISTSENS_DATA, else ./data.",
     )
     download: bool = Field(False, description="Download the data set into the folder if it is not there.")
-    validation_fraction: Number = Field(0.1, gt=0, lt=1, description="Part of the training set held out, stratified.")
+    validation_fraction: Number | None = Field(
+        None,
+        gt=0,
+        lt=1,
+        description="Part of the training set held out, stratified; default: the validation split that the data has, "
+        "else 0.1.",
+    )
     limit: Count | None = Field(None, ge=1, description="Train on this many images only (stratified).")
     augment: tuple[str, ...] = Field(
         (), description="Augmentations on the device, in order: crop, flip, cutout, trivial_augment."
     )
     image_size: Count | None = Field(None, ge=1, description="folder: resize and crop images to squares of this side.")
-    test_fraction: Number = Field(0.2, gt=0, lt=1, description="folder: part held out where there is no test folder.")
+    resize: Count | None = Field(
+        None, ge=1, description="folder: side to which the shorter one is resized before; default image_size."
+    )
+    interpolation: Interpolation = Field("bilinear", description="folder: of the resizing, bilinear or bicubic.")
+    test_fraction: Number = Field(
+        0.2, gt=0, lt=1, description="folder, npz: part of the training set held out where there is no test split."
+    )
     memory: Number = Field(4.0, ge=0, description="folder: GiB of images kept in memory; more are decoded as needed.")
     decoding_cpus: Count = Field(
         0,
@@ -357,6 +370,10 @@ class Experiment(Section):
         aside = {"name", "workers", "checkpoint", "storage", "tracking"}
         fields = self.model_dump(mode="json", exclude={*aside, "data"})
         fields["data"] = self.data.model_dump(mode="json", exclude={"root", "download", "memory", "decoding_cpus"})
+        # What older versions did not have is left out where it is as it was then.
+        for name in ("resize", "interpolation"):
+            if fields["data"][name] == Data.model_fields[name].default:
+                del fields["data"][name]
         # A file's content decides, wherever it lies.
         if self.model.weights_sha256 is not None:
             del fields["model"]["weights"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -25,10 +26,10 @@ from distsens.attacks import (
     Threat,
     attack_named,
 )
-from distsens.data import CORRUPTIONS, SEVERITIES, Dataset, ImageSet, Source, load, representatives
+from distsens.data import CORRUPTIONS, SEVERITIES, Dataset, ImageSet, Source, holds_training, load, representatives
 from distsens.errors import InputError
 from distsens.evaluation import Adaptive, Judgement, LastIterate, Pool, Transfer
-from distsens.examination import Examination, JudgedData
+from distsens.examination import Examination, JudgedData, SplitName
 from distsens.experiment import Experiment
 from distsens.sensitivity import Stabilizing
 
@@ -209,6 +210,11 @@ def families(names: Sequence[str]) -> tuple[str, ...]:
     return tuple(names)
 
 
+def judged_split(wanted: SplitName, dataset: Dataset) -> SplitName:
+    """The split of the data set that is judged: where it has no test split, the validation split that it was given."""
+    return "validation" if wanted == "test" and len(dataset.test) == 0 and dataset.own_validation else wanted
+
+
 def chosen_numbers(data: JudgedData, labels: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
     """The numbers, ascending, of those images of a whole split with these labels that ``data.limit`` leaves."""
     if data.limit is None or data.choice == "first":
@@ -229,7 +235,7 @@ def load_judged(
     same = training is not None and training.data.name == wanted.name
     root = data_root(of_training.model_copy(update={"data": of_training.data.model_copy(update={"root": wanted.root})}))
     # A folder that was trained on keeps its splits; of anybody else's images none need be held back without a reason.
-    judged = not same or wanted.name == "npz"
+    judged = not same or (wanted.name == "npz" and isinstance(root, Path) and not holds_training(root))
     needs_pool = "adaptive" in attack_names(examination.attacks)
     holds_out = same or needs_pool or wanted.split != "test"
     try:
@@ -243,18 +249,25 @@ def load_judged(
                 judged=judged,
                 classes=wanted.classes,
                 tell=tell,
+                resize=wanted.resize,
+                interpolation=wanted.interpolation or "bilinear",
             ),
-            validation_fraction=of_training.data.validation_fraction if holds_out else None,
+            validation_fraction=of_training.data.validation_fraction if same else None,
             seed=of_training.seed if same else examination.seed,
+            holds_out=holds_out,
         )
     except InputError as error:
         if same or error.field != "data.validation_fraction":
             raise
         reason = "the attack adaptive" if needs_pool else f"the split {wanted.split}"
         raise InputError("data.root", str(root), f"has too few images for {reason}: {error.allowed}") from None
-    split: ImageSet = getattr(dataset, wanted.split)
+    split: ImageSet = getattr(dataset, judged_split(wanted.split, dataset))
     if len(split) == 0:
-        raise InputError("data.split", wanted.split, "the images are not split: all of them are test")
+        there = [name for name in ("train", "validation", "test") if len(getattr(dataset, name))]
+        allowed = f"there are no such images; name {' or '.join(there)} to judge those"
+        if there == ["test"]:
+            allowed = "the images are not split: all of them are test"
+        raise InputError("data.split", wanted.split, allowed)
     if wanted.limit is not None:
         if wanted.limit > len(split):
             raise InputError("data.limit", wanted.limit, f"the {wanted.split} split has {len(split)} images")

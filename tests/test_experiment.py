@@ -280,6 +280,8 @@ OTHER: dict[str, Any] = {
     "data.limit": 500,
     "data.augment": ["crop"],
     "data.image_size": 64,
+    "data.resize": 72,
+    "data.interpolation": "bicubic",
     "data.test_fraction": 0.3,
     "data.memory": 1,
     "data.decoding_cpus": 2,

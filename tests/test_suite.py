@@ -211,7 +211,7 @@ def test_anybodys_images_are_judged_whole_but_for_a_pool_that_adaptive_needs(tmp
     for attacks, judged, pool in (["pgd"], 8, 0), (["adaptive"], 7, 1):
         dataset, split = load_judged(examination(data=data, attacks=attacks), None)
         assert (len(split), len(dataset.validation)) == (judged, pool)
-    with pytest.raises(InputError, match=r"data.split: got 'train'; the images are not split"):
+    with pytest.raises(InputError, match=r"data.split: got 'train'; there are no such images; name .*test"):
         load_judged(examination(data={**data, "split": "train"}), None)
     with pytest.raises(InputError, match=r"data.classes: got 10; is for data.name npz"):
         load_judged(examination(data={"name": "digits", "classes": 10}), None)

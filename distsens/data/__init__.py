@@ -5,7 +5,7 @@ from distsens.data.catalogue import DATASETS, load
 from distsens.data.corruptions import CORRUPTIONS, SEVERITIES, corrupt
 from distsens.data.files import ImageFiles, Images, read_ahead
 from distsens.data.images import Dataset, ImageSet, Published, as_tensor
-from distsens.data.npz import extra_digest
+from distsens.data.npz import extra_digest, holds_training
 from distsens.data.order import NO_EXTRA, Extra, epoch_batches, epoch_order, rank_share, steps_per_epoch
 from distsens.data.source import Source
 from distsens.data.split import hold_out, representatives, stratified_sample
@@ -33,6 +33,7 @@ __all__ = [
     "epoch_order",
     "extra_digest",
     "hold_out",
+    "holds_training",
     "load",
     "rank_share",
     "read_ahead",

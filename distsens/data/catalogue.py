@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -15,6 +16,10 @@ from distsens.data.images import Dataset, ImageSet, Published
 from distsens.data.source import Source
 from distsens.data.split import hold_out, stratified_sample
 from distsens.errors import InputError
+
+_TEST_SEED = 0
+"""The test split is always the same, whatever the seed of a run, so that results can be compared."""
+_VALIDATION_FRACTION = 0.1
 
 Reader = Callable[[Source], Published]
 """Reads the published splits."""
@@ -36,20 +41,26 @@ def load(
     name: str,
     source: Source,
     *,
-    validation_fraction: float | None,
+    validation_fraction: float | None = None,
     seed: int,
+    holds_out: bool = True,
     limit: int | None = None,
     extra: Path | None = None,
 ) -> Dataset:
-    """Read a data set and hold a validation set out of its training images.
+    """Read a data set, and hold out of its training images the splits that it has not.
+
+    A given validation split is the validation split. With a ``validation_fraction`` one is held out of the training
+    images all the same; the given one is then the test split, if there is no other.
 
     Parameters
     ----------
     name : one of ``DATASETS``.
     source : where the files are and how to read them.
     validation_fraction : the share of the training images to hold out, inside (0, 1), stratified by label; of data
-        that is only judged and has none, the share of all images. None holds none out.
+        that is only judged and has none, the share of all images. None takes the validation split that is given, else
+        a tenth.
     seed : decides which images are held out, and which ones ``limit`` keeps.
+    holds_out : whether a validation split is held out where none is given.
     limit : train on this many images, stratified, for quick runs; None for all. It is applied after the split, so
         validation and test stay whole and their accuracies stay comparable.
     extra : an .npz file of extra images, which are trained on and neither validated nor tested on; ``limit`` leaves
@@ -63,22 +74,71 @@ def load(
     """
     if name not in DATASETS:
         raise InputError("data.name", name, f"must be one of {', '.join(DATASETS)}")
-    if source.image_size is not None and name != "folder":
-        raise InputError("data.image_size", source.image_size, f"is for data.name folder; {name} has its own size")
+    for field in ("image_size", "resize"):
+        if (given := getattr(source, field)) is not None and name != "folder":
+            raise InputError(f"data.{field}", given, f"is for data.name folder; {name} has its own size")
+    fit = source.fit  # refuses what does not fit together
+    if fit.interpolation != "bilinear" and name != "folder":
+        raise InputError("data.interpolation", fit.interpolation, f"is for data.name folder; {name} has its own size")
     published = DATASETS[name](source)
-    train, validation, test = _with_validation(published, validation_fraction, seed)
-    if limit is not None:
-        train = _limited(train, limit, seed)
-    dataset = Dataset(name, published.classes, train, validation, test, left_out=published.left_out)
+    splits = _splits(published, source, validation_fraction, seed, holds_out=holds_out)
+    train = splits.train if limit is None else _limited(splits.train, limit, seed)
+    dataset = Dataset(
+        name,
+        published.classes,
+        train,
+        splits.validation,
+        splits.test,
+        own_validation=splits.own_validation,
+        left_out=published.left_out,
+        notices=(*published.notices, *splits.notices),
+    )
     return dataset if extra is None else _with_extra(dataset, extra)
 
 
-def _with_validation(published: Published, fraction: float | None, seed: int) -> tuple[ImageSet, ImageSet, ImageSet]:
-    train, test = published.train, published.test
-    if fraction is None:
-        return train, train.take(np.arange(0)), test
+class _Splits(NamedTuple):
+    """All three, empty where there are none, and what is to be said of them."""
+
+    train: ImageSet
+    validation: ImageSet
+    test: ImageSet
+    own_validation: bool
+    notices: tuple[str, ...]
+
+
+def _splits(published: Published, source: Source, fraction: float | None, seed: int, *, holds_out: bool) -> _Splits:
+    _, train, test, validation, *_ = published
+    notices = []
+    if fraction is not None and validation is not None:
+        role = "the test split" if test is None else "left out"
+        notices.append(
+            f"data.validation_fraction is given, so validation is held out of the training images, and the given "
+            f"validation split is {role}"
+        )
+        test, validation = (validation if test is None else test), None
+    if test is None and source.judged:
+        test = train.take(np.arange(0))
+    elif test is None:
+        kept, held_out = hold_out(train.labels, source.test_fraction, _TEST_SEED, "test", published.classes)
+        if validation is not None:
+            notices.append(
+                f"there is a validation and no test split: {len(held_out)} training images are held out as the test "
+                "split (data.test_fraction)"
+            )
+        train, test = train.take(kept), train.take(held_out)
+    own = validation is not None
+    if validation is None and holds_out:
+        fraction = _VALIDATION_FRACTION if fraction is None else fraction
+        train, validation, test = _with_validation(train, test, fraction, seed, published.classes)
+    none = train.take(np.arange(0))
+    return _Splits(train, none if validation is None else validation, test, own, tuple(notices))
+
+
+def _with_validation(
+    train: ImageSet, test: ImageSet, fraction: float, seed: int, classes: Sequence[str]
+) -> tuple[ImageSet, ImageSet, ImageSet]:
     if len(train) > 0:
-        kept, held_out = hold_out(train.labels, fraction, seed)
+        kept, held_out = hold_out(train.labels, fraction, seed, classes=classes)
         return train.take(kept), train.take(held_out), test
     # Images that are only judged may be too few for one of every class.
     count = max(1, round(fraction * len(test)))

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from io import BytesIO
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -15,45 +16,79 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from distsens.data.pixels import to_rgb
 from distsens.data.tree import Tree
 from distsens.errors import InputError
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".pgm", ".ppm", ".tif", ".tiff", ".webp")
+SUFFIXES = (
+    *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".bmp", ".dib", ".gif"),
+    *(".pbm", ".pgm", ".ppm", ".pnm", ".pfm", ".tif", ".tiff", ".webp"),
+)
+Interpolation = Literal["bilinear", "bicubic"]
 _FORMATS = ("JPEG", "PNG", "BMP", "GIF", "PPM", "TIFF", "WEBP")
 
-UNREADABLE = (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError)
-"""What Pillow raises on files that are cut short, damaged or no images."""
+UNREADABLE = (OSError, ValueError, SyntaxError, EOFError, ImportError, Image.DecompressionBombError)
+"""What Pillow raises on files that are cut short, damaged or no images, and `to_rgb` on what has no right value."""
 
 
-def decode(content: bytes, image_size: int | None) -> npt.NDArray[np.uint8]:
-    """One image as uint8 (3, H, W).
+@dataclass(frozen=True)
+class Fit:
+    """How images of any size become squares of one, as torchvision's ``Resize`` and ``CenterCrop`` make them.
 
-    Grey, palette and CMYK images become red, green and blue; transparency is dropped; 16-bit grey keeps its high byte;
-    of an animation the first frame counts. Orientation tags are not followed.
+    Attributes
+    ----------
+    image_size : side of the square that is cropped from the centre; None leaves the size as it is.
+    resize : the shorter side is resized to it before, with antialiasing; None takes ``image_size``.
+    interpolation : of the resizing.
+
+    Raises
+    ------
+    InputError
+        If there is no square to crop from what is resized.
+    """
+
+    image_size: int | None = None
+    resize: int | None = None
+    interpolation: Interpolation = "bilinear"
+
+    def __post_init__(self) -> None:
+        if self.image_size is None and self.interpolation != "bilinear":
+            raise InputError("data.interpolation", self.interpolation, "needs a data.image_size to resize images to")
+        if self.resize is not None and (self.image_size is None or self.resize < self.image_size):
+            allowed = f"must be at least data.image_size ({self.image_size}), the side of the square that is cropped"
+            raise InputError("data.resize", self.resize, allowed)
+
+    def __call__(self, image: Image.Image) -> Image.Image:
+        """The image, resized and cropped."""
+        if self.image_size is None:
+            return image
+        side = self.image_size if self.resize is None else self.resize
+        shorter = min(image.size)
+        width, height = (max(side, longer * side // shorter) for longer in image.size)
+        image = image.resize((width, height), Image.Resampling[self.interpolation.upper()])
+        left, top = round((width - self.image_size) / 2), round((height - self.image_size) / 2)
+        return image.crop((left, top, left + self.image_size, top + self.image_size))
+
+
+AS_IT_IS = Fit()
+
+
+def decode(content: bytes, fit: Fit = AS_IT_IS) -> npt.NDArray[np.uint8]:
+    """One image as uint8 (3, H, W): red, green and blue, see `to_rgb`.
+
+    Of an animation, or of several pages, the first counts. Orientation tags are not followed: neither does torchvision.
 
     Parameters
     ----------
     content : of a file in one of Pillow's common formats, whatever its suffix says of it.
-    image_size : the shorter side is resized to it (bilinear, with antialiasing) and the centre cropped to a square;
-        None leaves the size as it is.
+    fit : how it is resized and cropped; by default it is not.
 
     Raises
     ------
     One of ``UNREADABLE``.
     """
     with Image.open(BytesIO(content), formats=_FORMATS) as file:
-        image: Image.Image = file
-        if image.mode.startswith("I;16"):
-            image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-        if image.mode == "P":
-            image = image.convert("RGBA")  # the step between, because palettes can hold transparency
-        image = image.convert("RGB")
-    if image_size is not None:
-        shorter = min(image.size)
-        width, height = (max(image_size, side * image_size // shorter) for side in image.size)
-        image = image.resize((width, height), Image.Resampling.BILINEAR)
-        left, top = round((width - image_size) / 2), round((height - image_size) / 2)
-        image = image.crop((left, top, left + image_size, top + image_size))
+        image = fit(to_rgb(file))
     return np.ascontiguousarray(np.asarray(image).transpose(2, 0, 1))
 
 
@@ -72,14 +107,14 @@ class ImageFiles:
     tree : where the files are, for every machine.
     names : (N,) their names within it.
     size : (H, W) of the decoded images.
-    image_size : see `decode`.
+    fit : how they are resized and cropped.
     digests : uint8 array (N, 32), each image's `image_digest` when it was first read.
     """
 
     tree: Tree
     names: npt.NDArray[np.str_]
     size: tuple[int, int]
-    image_size: int | None
+    fit: Fit
     digests: npt.NDArray[np.uint8]
 
     def __len__(self) -> int:
@@ -105,14 +140,14 @@ class ImageFiles:
 
     def take(self, samples: npt.NDArray[np.int64]) -> ImageFiles:
         """The files of these numbers, in this order."""
-        return ImageFiles(self.tree, self.names[samples], self.size, self.image_size, self.digests[samples])
+        return ImageFiles(self.tree, self.names[samples], self.size, self.fit, self.digests[samples])
 
     def decoded(self, row: int) -> npt.NDArray[np.uint8]:
         """The image of this number; see `__getitem__`."""
         name = str(self.names[row])
         where = f"{self.tree.url}/{name}"
         try:
-            pixels = decode(self.tree.read(name), self.image_size)
+            pixels = decode(self.tree.read(name), self.fit)
         except UNREADABLE as problem:
             raise InputError("data.root", where, f"could be read when the run began ({problem})") from problem
         if not np.array_equal(image_digest(pixels), self.digests[row]):

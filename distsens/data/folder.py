@@ -2,41 +2,37 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 from PIL import UnidentifiedImageError
 
-from distsens.data.files import SUFFIXES, UNREADABLE, ImageFiles, decode, image_digest
+from distsens.data.files import UNREADABLE, ImageFiles, decode, image_digest
 from distsens.data.images import ImageSet, Published
+from distsens.data.layout import Split, find_layout, in_words, is_image_name, is_passed_over
 from distsens.data.source import Source
-from distsens.data.split import hold_out
 from distsens.data.survey import Survey, known_survey, remember_survey, survey_key
 from distsens.data.tree import Tree
 from distsens.errors import InputError
 
-_TEST_FOLDERS = ("test", "val")
-_TEST_SEED = 0
 _FILES_AT_A_TIME = 1024
 _READERS = 16  # at the least: from a bucket most of the time is waiting
 
 
 def read(source: Source) -> Published:
-    """Class folders in ``<root>/train`` and ``<root>/test`` (else ``<root>/val``), or directly in ``<root>``.
+    """Class folders, in the folders of their splits or without any: see `find_layout`.
 
     Classes are the names of their folders, in alphabetical order. Folders inside a class folder belong to the class.
-    Hidden files, files with other than image suffixes and links to folders inside class folders are passed over. Files
-    that cannot be decoded are left out and named in ``Published.left_out``.
+    Hidden files and links to folders inside class folders are passed over. Files that cannot be decoded are left out
+    and named in ``Published.left_out``, those with other than image suffixes are counted in ``Published.notices``.
 
-    Without a test folder, ``test_fraction`` of the images become the test split, stratified and always the same,
-    whatever the seed of a run, so that results can be compared. If the data is only judged, all of them do, and a class
-    may be without.
+    Images without splits are training images; if the data is only judged they are the test split, and a class may be
+    without.
 
     Every file is decoded once. If all images together take more than ``memory`` they are not kept: `ImageFiles` decodes
     them again batch by batch.
@@ -44,69 +40,83 @@ def read(source: Source) -> Published:
     Raises
     ------
     InputError
-        If there are no class folders, train and test have different classes, a class has no image that can be read,
-        or the images have several sizes and no ``image_size`` is given.
+        If there are no class folders, splits have different classes, a class has no image that can be read, or the
+        images have several sizes and no ``image_size`` is given.
     """
     tree = source.required_tree("a folder of class folders")
-    folders = _split_folders(tree)
-    classes = tree.folders(folders[0])
-    for folder in folders[1:]:
-        if (others := tree.folders(folder)) != classes:
-            odd = sorted(set(classes) ^ set(others))[0]
-            raise InputError(
-                "data.root", tree.url, f"{folders[0]} and {folder} must have the same classes, not {odd!r}"
-            )
-    names, labels = _listing(tree, folders, classes)
-    images, problems = _read_files(tree, names, source)
+    layout = find_layout(tree)
+    places: dict[Split, str] = layout.splits
+    if layout.unsplit is not None:
+        places = {"test" if source.judged else "train": layout.unsplit}
+    files = _listing(tree, tuple(places.values()), layout.classes)
+    images, problems = _read_files(tree, files.names, source)
 
-    whole = np.array([number for number in range(len(names)) if number not in problems], np.int64)
-    everything = ImageSet(images, labels).take(whole) if problems else ImageSet(images, labels)
-    left_out = tuple(f"{names[number]} ({problem})" for number, problem in sorted(problems.items()))
-    if len(folders) == 1 and source.judged:
-        if len(everything) == 0:
-            raise InputError(
-                "data.root", tree.url, f"must hold images that can be read; none of {len(names)} files can"
-            )
-        return Published(classes, everything.take(np.arange(0)), everything, left_out)
-    if len(folders) == 1:
-        train, test = hold_out(everything.labels, source.test_fraction, _TEST_SEED, "test")
-    else:
-        from_train = np.array([Path(name).parts[0] == folders[0] for name in names])[whole]
-        train, test = np.flatnonzero(from_train), np.flatnonzero(~from_train)
-    for part, numbers in (("training", train), ("test", test)):
+    whole = np.array([number for number in range(len(files.names)) if number not in problems], np.int64)
+    everything = ImageSet(images, files.labels).take(whole) if problems else ImageSet(images, files.labels)
+    left_out = tuple(f"{files.names[number]} ({problem})" for number, problem in sorted(problems.items()))
+    if len(everything) == 0:
+        allowed = f"must hold images that can be read; none of {len(files.names)} files can: {left_out[0]}"
+        raise InputError("data.root", tree.url, allowed)
+    splits = {
+        split: everything.take(np.flatnonzero(files.places[whole] == number)) for number, split in enumerate(places)
+    }
+    if not (source.judged and layout.unsplit is not None):
+        for split, part in splits.items():
+            _check_every_class(tree, layout.classes, split, part, left_out)
+    train = splits.get("train", everything.take(np.arange(0)))
+    return Published(
+        layout.classes,
+        train,
+        splits.get("test"),
+        splits.get("validation"),
+        left_out,
+        (*layout.notices, *files.notices),
+    )
+
+
+def _check_every_class(
+    tree: Tree, classes: Sequence[str], split: Split, part: ImageSet, left_out: Sequence[str]
+) -> None:
+    for label, name in enumerate(classes):
+        if not (part.labels == label).any():
+            which = {"train": "training"}.get(split, split)
+            reasons = [file for file in left_out if f"/{name}/" in f"/{file}"]
+            reason = f": {reasons[0]}" if reasons else ""
+            raise InputError("data.root", tree.url, f"class {name!r} has no {which} image that can be read{reason}")
+
+
+@dataclass(frozen=True)
+class _Files:
+    """Names of all image files, by place, class and name, with their labels and the numbers of their places."""
+
+    names: npt.NDArray[np.str_]
+    labels: npt.NDArray[np.int64]
+    places: npt.NDArray[np.int64]
+    notices: tuple[str, ...]
+
+
+def _listing(tree: Tree, folders: Sequence[str], classes: Sequence[str]) -> _Files:
+    names: list[str] = []
+    labels: list[int] = []
+    places: list[int] = []
+    others: list[str] = []
+    for place, folder in enumerate(folders):
         for label, name in enumerate(classes):
-            if not (everything.labels[numbers] == label).any():
-                raise InputError("data.root", tree.url, f"class {name!r} has no {part} image that can be read")
-    return Published(classes, everything.take(train), everything.take(test), left_out)
-
-
-def _split_folders(tree: Tree) -> tuple[str, ...]:
-    """Where the class folders are, within the root: for training and test, or for both together."""
-    if not tree.folders("."):
-        raise InputError("data.root", tree.url, "must be a folder of class folders")
-    if not tree.folders("train"):
-        return (".",)
-    test = [name for name in _TEST_FOLDERS if tree.folders(name)]
-    return ("train", *test[:1])
-
-
-def _listing(
-    tree: Tree, folders: Sequence[str], classes: Sequence[str]
-) -> tuple[npt.NDArray[np.str_], npt.NDArray[np.int64]]:
-    """Names of all image files, by split, class and name; and their labels."""
-    names, labels = [], []
-    for folder in folders:
-        for label, name in enumerate(classes):
-            found = [file for file in tree.files(f"{folder}/{name}") if _is_image_name(file.rpartition("/")[2])]
+            listed = tree.files(name if folder == "." else f"{folder}/{name}")
+            found = [file for file in listed if is_image_name(file.rpartition("/")[2])]
+            rest = [file for file in listed if not is_image_name(file.rpartition("/")[2])]
+            rest = [file for file in rest if not is_passed_over(file.rpartition("/")[2])]
+            if rest and not found:
+                allowed = f"class folder {name} of {folder} holds no images, but {in_words(rest)}: move it elsewhere"
+                raise InputError("data.root", tree.url, allowed)
             names += found
             labels += [label] * len(found)
+            places += [place] * len(found)
+            others += rest
     if not names:
         raise InputError("data.root", tree.url, "must be a folder of class folders with images")
-    return np.array(names), np.array(labels, np.int64)
-
-
-def _is_image_name(name: str) -> bool:
-    return name.lower().endswith(SUFFIXES) and not name.startswith(".")
+    notices = (f"{len(others)} files are no images by their names and are left out: {in_words(others)}",)
+    return _Files(np.array(names), np.array(labels, np.int64), np.array(places, np.int64), notices if others else ())
 
 
 def _read_files(
@@ -118,7 +128,7 @@ def _read_files(
         images = np.zeros((len(names), 3, *size), np.uint8)
         return images, _decode_all(tree, names, source, size, images.__setitem__)
 
-    key = survey_key(tree, names.tolist(), source.image_size)
+    key = survey_key(tree, names.tolist(), source.fit)
     survey = known_survey(key)
     if survey is None:
         digests = np.zeros((len(names), 32), np.uint8)
@@ -131,18 +141,23 @@ def _read_files(
             remember_survey(key, survey)
         except OSError as problem:
             source.tell(f"the next run must read all images again: {problem}")
-    return ImageFiles(tree, names, size, source.image_size, survey.digests), survey.problems
+    return ImageFiles(tree, names, size, source.fit, survey.digests), survey.problems
 
 
 def _size(tree: Tree, names: npt.NDArray[np.str_], image_size: int | None) -> tuple[int, int]:
     """(H, W) of the decoded images; without an ``image_size`` that of the first one that can be decoded."""
     if image_size is not None:
         return image_size, image_size
+    first = ""
     for name in names:
-        with contextlib.suppress(*UNREADABLE):
-            _, height, width = decode(tree.read(str(name)), None).shape
+        try:
+            _, height, width = decode(tree.read(str(name))).shape
+        except UNREADABLE as problem:
+            first = first or f"{name} ({_in_words(problem)})"
+        else:
             return height, width
-    raise InputError("data.root", tree.url, f"must hold images that can be read; none of {len(names)} files can")
+    allowed = f"must hold images that can be read; none of {len(names)} files can: {first}"
+    raise InputError("data.root", tree.url, allowed)
 
 
 def _decode_all(
@@ -154,10 +169,11 @@ def _decode_all(
 ) -> dict[int, str]:
     """Decode every file once, in threads, and give it to ``keep``; what is wrong with those that cannot be decoded."""
     problems: dict[int, str] = {}
+    fit = source.fit
 
     def decode_one(number: int) -> None:
         try:
-            pixels = decode(tree.read(str(names[number])), source.image_size)
+            pixels = decode(tree.read(str(names[number])), fit)
         except UNREADABLE as problem:
             problems[number] = _in_words(problem)
             return

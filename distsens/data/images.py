@@ -76,23 +76,28 @@ class ImageSet:
 
 
 class Published(NamedTuple):
-    """A data set as its authors published it, before validation is held out."""
+    """A data set as its authors published it, before anything is held out; None stands for a split that it has not."""
 
     classes: tuple[str, ...]
     train: ImageSet
-    test: ImageSet
+    test: ImageSet | None
+    validation: ImageSet | None = None
     left_out: tuple[str, ...] = ()
     """Files that should belong to it but cannot be read, and why."""
+    notices: tuple[str, ...] = ()
+    """What else was found there and is not used."""
 
 
 @dataclass(frozen=True, eq=False)
 class Dataset:
-    """A data set in its three splits: validation is held out of the published training images.
+    """A data set in its three splits: those that are given, and what is held out of the training images for the others.
 
     Attributes
     ----------
     extra : how many of the training images, the last ones, are extra: not the data set's own.
+    own_validation : whether the validation split is the data's own, and not held out.
     left_out : files that should belong to it but cannot be read, and why.
+    notices : what was found beside it and is not used, and which splits were held out where others were given.
 
     Raises
     ------
@@ -106,7 +111,9 @@ class Dataset:
     validation: ImageSet
     test: ImageSet
     extra: int = 0
+    own_validation: bool = False
     left_out: tuple[str, ...] = ()
+    notices: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         for split in (self.train, self.validation, self.test):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import zipfile
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,15 +17,19 @@ from distsens.data.source import Source
 from distsens.errors import InputError
 
 _CHANNELS = (1, 3)
-_EXTRA = [("images", "labels")]
+_ALONE = (("images", "labels"), ("image", "label"))
+_PREFIXES = {"train": ("train",), "validation": ("val", "valid", "validation"), "test": ("test",)}
+
+Pairs = Mapping[str, tuple[str, str]]
+"""By what they are for, the keys of images and labels."""
 
 
 def read(source: Source) -> Published:
-    """A file with ``train_images``, ``train_labels``, ``test_images`` and ``test_labels``, as MedMNIST has them.
+    """A file with ``train_images``, ``train_labels``, and the same of ``test`` and ``val``, as MedMNIST has them.
 
     Images are uint8 of shape (N, H, W), (N, H, W, C) or (N, C, H, W) with one or three channels; labels are whole
-    numbers from 0 on, of shape (N,) or (N, 1). Classes are called after their numbers. Anything else in the file, such
-    as ``val_images``, is left alone: validation is held out of the training images.
+    numbers from 0 on, of shape (N,) or (N, 1). Classes are called after their numbers. Anything else in the file is
+    left alone.
 
     Of data that is only judged a file with ``images`` and ``labels`` (or ``image`` and ``label``) will do: it is the
     test split, and its labels need not have all of the classes.
@@ -36,20 +40,29 @@ def read(source: Source) -> Published:
         If there is no such file, or it holds something else.
     """
     path = source.required_root("the path of an .npz file")
-    keys = [("train_images", "train_labels"), ("test_images", "test_labels")]
-    sets = _read_sets(path, "data.root", keys, singular=source.judged, or_keys=_EXTRA if source.judged else None)
-    if len(sets) == 1:
-        return _judged(sets[0], source, path)
-    train, test = sets
-    classes = np.unique(train.labels)
-    if not np.array_equal(classes, np.arange(len(classes))) or not np.isin(test.labels, classes).all():
+    sets = _read_sets(path, "data.root", lambda keys: _pairs(keys, judged=source.judged))
+    if "train" not in sets:
+        return _judged(sets, source, path)
+    classes = np.unique(sets["train"].labels)
+    whole = np.array_equal(classes, np.arange(len(classes))) and len(classes) > 0
+    if not whole or not all(np.isin(one.labels, classes).all() for one in sets.values()):
         raise InputError("data.root", str(path), "labels must be 0, 1, 2, ... without a gap, all of them in training")
-    return Published(tuple(str(label) for label in classes), train, test)
+    names = tuple(str(label) for label in classes)
+    return Published(names, sets["train"], sets.get("test"), sets.get("validation"))
+
+
+def holds_training(path: Path) -> bool:
+    """Whether a file can be trained on; one that cannot be read holds nothing."""
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            return "train_images" in file
+    except (OSError, ValueError, EOFError, TypeError, AttributeError, zipfile.BadZipFile):
+        return False
 
 
 def read_extra(path: Path) -> ImageSet:
     """Extra training images: ``images`` and ``labels`` (or ``image`` and ``label``) in the forms that `read` takes."""
-    return _read_sets(path, "data.extra", _EXTRA, singular=True)[0]
+    return _read_sets(path, "data.extra", lambda keys: {"extra": _alone(keys)})["extra"]
 
 
 def extra_digest(path: Path) -> str:
@@ -61,40 +74,52 @@ def extra_digest(path: Path) -> str:
         raise InputError("data.extra", str(path), f"cannot be read ({error.strerror})") from error
 
 
-def _judged(test: ImageSet, source: Source, path: Path) -> Published:
-    labels = test.labels
+def _pairs(keys: Sequence[str], *, judged: bool) -> Pairs:
+    """The splits of which a file holds images or labels; training images, or those that are judged, must be there."""
+    found: dict[str, tuple[str, str]] = {}
+    for split, prefixes in _PREFIXES.items():
+        for prefix in prefixes:
+            pair = (f"{prefix}_images", f"{prefix}_labels")
+            if any(key in keys for key in pair):
+                found.setdefault(split, pair)
+    if judged and not found:
+        return {"test": _alone(keys)}
+    return found if judged else {"train": ("train_images", "train_labels"), **found}
+
+
+def _alone(keys: Sequence[str]) -> tuple[str, str]:
+    return next((pair for pair in _ALONE if pair[0] in keys), _ALONE[0])
+
+
+def _judged(sets: Mapping[str, ImageSet], source: Source, path: Path) -> Published:
+    """Nothing to train on: of how many classes the images are the labels say, or who judges."""
+    labels = np.concatenate([one.labels for one in sets.values()])
     if len(labels) == 0 or labels.min() < 0:
         raise InputError("data.root", str(path), "must hold images, and labels from 0 on")
     classes = int(labels.max()) + 1 if source.classes is None else source.classes
     if labels.max() >= classes:
         raise InputError("data.classes", classes, f"{path} has labels up to {labels.max()}")
-    return Published(tuple(map(str, range(classes))), test.take(np.arange(0)), test)
+    none = next(iter(sets.values())).take(np.arange(0))
+    return Published(tuple(map(str, range(classes))), none, sets.get("test"), sets.get("validation"))
 
 
-def _read_sets(
-    path: Path,
-    field: str,
-    keys: Sequence[tuple[str, str]],
-    *,
-    singular: bool = False,
-    or_keys: Sequence[tuple[str, str]] | None = None,
-) -> list[ImageSet]:
+def _read_sets(path: Path, field: str, pairs_in: Callable[[Sequence[str]], Pairs]) -> dict[str, ImageSet]:
     try:
         file = np.load(path, allow_pickle=False)
         if not isinstance(file, np.lib.npyio.NpzFile):
             raise ValueError("it is a single array")
         with file:
-            if or_keys is not None and keys[0][0] not in file:
-                keys = or_keys
-            if singular and keys == _EXTRA and "image" in file:
-                keys = [(images[:-1], labels[:-1]) for images, labels in keys]
-            absent = [key for pair in keys for key in pair if key not in file]
+            pairs = pairs_in(list(file))
+            absent = [key for pair in pairs.values() for key in pair if key not in file]
             if absent:
                 raise InputError(field, str(path), f"must hold {absent[0]}; it holds {', '.join(file) or 'nothing'}")
-            return [
-                ImageSet(_channels_first(file[images], field, images), _numbers(file[labels], field, labels))
-                for images, labels in keys
-            ]
+            return {
+                split: ImageSet(
+                    _channels_first(np.asarray(file[images]), field, images),
+                    _numbers(np.asarray(file[labels]), field, labels),
+                )
+                for split, (images, labels) in pairs.items()
+            }
     except InputError as problem:
         raise problem if problem.field == field else InputError(field, str(path), str(problem)) from None
     except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error) as problem:
@@ -117,7 +142,7 @@ def _channels_first(images: npt.NDArray[Any], field: str, key: str) -> npt.NDArr
 
 
 def _numbers(labels: npt.NDArray[Any], field: str, key: str) -> npt.NDArray[np.int64]:
-    if labels.dtype.kind not in "iu" or labels.shape not in ((len(labels),), (len(labels), 1)):
+    if labels.dtype.kind not in "iu" or labels.ndim not in (1, 2) or labels.shape[1:] not in ((), (1,)):
         raise InputError(
             field, f"{key}: {labels.dtype} {labels.shape}", "must be whole numbers of shape (N,) or (N, 1)"
         )

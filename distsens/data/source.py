@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from distsens.data.files import Fit, Interpolation
 from distsens.data.tree import LocalTree, Tree
 from distsens.errors import InputError
 
@@ -20,11 +21,12 @@ class Source:
         None for a data set that needs none.
     download : whether missing files may be fetched into ``root``.
     image_size : side in pixels to which the images of a folder are resized and cropped; None leaves them as they are.
-    test_fraction : the share of a folder without a test split that becomes the test split, inside (0, 1).
+    test_fraction : the share of a folder or file without a test split that becomes the test split, inside (0, 1).
     memory : GiB; the images of a folder that would take more stay in their files and are decoded batch by batch.
     tell : is given a line on how far the reading has come, now and then.
     judged : the data is judged and not trained on: what has no test split is one itself, whole.
     classes : how many there are in an ``npz`` without training images; None for the highest label and one.
+    resize, interpolation : see `Fit`.
     """
 
     root: Path | Tree | None
@@ -35,6 +37,13 @@ class Source:
     tell: Callable[[str], None] = lambda _: None
     judged: bool = False
     classes: int | None = None
+    resize: int | None = None
+    interpolation: Interpolation = "bilinear"
+
+    @property
+    def fit(self) -> Fit:
+        """How images become of one size; `InputError` where they cannot."""
+        return Fit(self.image_size, self.resize, self.interpolation)
 
     def required_root(self, holds: str) -> Path:
         """The root, which must be given; ``holds`` says what is to be in it."""

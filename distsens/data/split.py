@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -47,7 +49,11 @@ def representatives(labels: npt.NDArray[np.int64], count: int) -> npt.NDArray[np
 
 
 def hold_out(
-    labels: npt.NDArray[np.int64], fraction: float, seed: int, purpose: str = "validation"
+    labels: npt.NDArray[np.int64],
+    fraction: float,
+    seed: int,
+    purpose: str = "validation",
+    classes: Sequence[str] | None = None,
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
     """Split the samples into those that are kept for training and those that are held out.
 
@@ -57,6 +63,7 @@ def hold_out(
     fraction : the share to hold out, inside (0, 1); round(fraction * N) samples, stratified by label.
     seed : what the choice depends on.
     purpose : what they are held out for, validation or test; draws for different purposes are independent.
+    classes : names of the classes, for messages; by default their numbers.
 
     Returns
     -------
@@ -72,7 +79,11 @@ def hold_out(
         raise InputError(field, fraction, "must be greater than 0 and less than 1")
     held_out = stratified_sample(labels, round(fraction * len(labels)), seed, purpose)
     kept = np.setdiff1d(np.arange(len(labels)), held_out, assume_unique=True)
-    classes = len(np.unique(labels))
-    if min(len(np.unique(labels[part])) for part in (kept, held_out)) < classes:
-        raise InputError(field, fraction, f"must leave each of {classes} classes an image on both sides")
+    present, sizes = np.unique(labels, return_counts=True)
+    for label, size in zip(present.tolist(), sizes.tolist(), strict=True):
+        if not ((labels[kept] == label).any() and (labels[held_out] == label).any()):
+            name = repr(classes[label]) if classes is not None and 0 <= label < len(classes) else label
+            what = f"class {name} has {size} image{'s' * (size > 1)}{', too few to be split' * (size < 2)}"
+            allowed = f"must leave each of {len(present)} classes an image on both sides; {what}"
+            raise InputError(field, fraction, allowed)
     return kept, held_out

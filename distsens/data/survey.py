@@ -14,7 +14,11 @@ import numpy as np
 import numpy.typing as npt
 import PIL
 
+from distsens.data.files import Fit
 from distsens.data.tree import Tree
+
+_DECODING = 2
+"""Counts the ways in which this package has decoded the same file to other pixels."""
 
 
 @dataclass(frozen=True)
@@ -25,9 +29,9 @@ class Survey:
     problems: dict[int, str]
 
 
-def survey_key(tree: Tree, names: Sequence[str], image_size: int | None) -> str:
-    """Changes with the name or content of any file, with the size that is decoded to, and with Pillow's version."""
-    content = hashlib.sha256(f"{PIL.__version__} {image_size}".encode())
+def survey_key(tree: Tree, names: Sequence[str], fit: Fit) -> str:
+    """Changes with the name or content of any file, with what decoding makes of it, and with Pillow's version."""
+    content = hashlib.sha256(f"{PIL.__version__} {_DECODING} {fit}".encode())
     for name, stamp in zip(names, tree.stamps(names), strict=True):
         content.update(os.fsencode(name) + b"\0" + stamp.encode() + b"\0")
     return content.hexdigest()

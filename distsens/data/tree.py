@@ -28,6 +28,9 @@ class Tree(Protocol):
         Hidden folders, and links to folders, are passed over.
         """
 
+    def beside(self, folder: str) -> list[str]:
+        """Names, from the root on and sorted, of the files in a folder itself."""
+
     def stamps(self, names: Sequence[str]) -> list[str]:
         """For each file what changes with its content, without reading it."""
 
@@ -68,6 +71,13 @@ class LocalTree:
             folders[:] = [name for name in folders if not name.startswith(".")]
             found += [os.path.join(inside, name) for name in names]
         return sorted(os.path.relpath(path, self.root) for path in found)
+
+    def beside(self, folder: str) -> list[str]:
+        """See `Tree.beside`."""
+        path = self.root / folder
+        if not path.is_dir():
+            return []
+        return sorted(os.path.relpath(entry, self.root) for entry in path.iterdir() if not entry.is_dir())
 
     def stamps(self, names: Sequence[str]) -> list[str]:
         """Size and time of change of each; see `Tree.stamps`."""

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from distsens.attacks import Norm
 from distsens.data import SEVERITIES, Dataset, ImageSet, corrupt, representatives, to_pixels
 from distsens.distributed.cluster import check_capacity_here, job_submission_id
-from distsens.distributed.preflight import left_out_notices, storage_url, tracking_places
+from distsens.distributed.preflight import data_notices, storage_url, tracking_places
 from distsens.errors import InputError
 from distsens.evaluation import (
     Judgement,
@@ -35,7 +35,15 @@ from distsens.experiment import Experiment
 from distsens.models import WEIGHTS_SUFFIXES, normalisation_of, state_of
 from distsens.sensitivity import neuron_counts
 from distsens.storage import Place, open_place
-from distsens.suite import Materials, attack_settings, build_judgement, chosen_numbers, families, load_judged
+from distsens.suite import (
+    Materials,
+    attack_settings,
+    build_judgement,
+    chosen_numbers,
+    families,
+    judged_split,
+    load_judged,
+)
 from distsens.tracking import check_tracking
 
 _INSPECTED = 64
@@ -106,6 +114,9 @@ def check_examination(examination: Examination, tell: Callable[[str], None] = la
     source = _source(examination, subject, uri)
     examination = _placed(examination)
     dataset, split = load_judged(examination, subject.experiment, tell)
+    judged = judged_split(examination.data.split, dataset)
+    instead = () if judged == examination.data.split else (f"there is no test split: the {judged} images are judged",)
+    examination = examination.model_copy(update={"data": examination.data.model_copy(update={"split": judged})})
     _check_radii(examination, dataset.shape)
     classes = len(dataset.classes)
     network = subject.build(dataset.shape, classes)
@@ -115,7 +126,7 @@ def check_examination(examination: Examination, tell: Callable[[str], None] = la
     pixels = to_pixels(images[some])
     materials = Materials(classes, subject.experiment, Pool(pixels, labels[some]), other)
     judgement = build_judgement(examination, materials)
-    warnings = [*left_out_notices(dataset), *_classes_left_out(examination, dataset, labels)]
+    warnings = [*instead, *data_notices(dataset), *_classes_left_out(examination, dataset, labels)]
     warnings += inspect(network, pixels, labels[some], classes)
     _check_gradients(judgement, examination, network, pixels, labels[some])
     if "adaptive" in judgement.attacks:

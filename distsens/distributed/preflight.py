@@ -65,7 +65,7 @@ def check(experiment: Experiment, tell: Callable[[str], None] = lambda _: None) 
         storage,
         uri,
         artifacts,
-        (*left_out_notices(dataset), *_notices(experiment), *_statistics_notices(experiment, model)),
+        (*data_notices(dataset), *_notices(experiment), *_statistics_notices(experiment, model)),
     )
 
 
@@ -163,13 +163,14 @@ def _checked_attack(experiment: Experiment, section: str) -> GradientAttack:
     return attack
 
 
-def left_out_notices(dataset: Dataset) -> tuple[str, ...]:
-    """Which files cannot be read."""
+def data_notices(dataset: Dataset) -> tuple[str, ...]:
+    """What of the data is not used: files that cannot be read, and what else lies there."""
     left_out = dataset.left_out
     if not left_out:
-        return ()
+        return dataset.notices
     more = ", ..." if len(left_out) > _FILES_NAMED else ""
-    return (f"{len(left_out)} files cannot be read and are left out: {', '.join(left_out[:_FILES_NAMED])}{more}",)
+    line = f"{len(left_out)} files cannot be read and are left out: {', '.join(left_out[:_FILES_NAMED])}{more}"
+    return (line, *dataset.notices)
 
 
 def _check_batch_norm(experiment: Experiment) -> None:

@@ -180,7 +180,7 @@ def show_evaluation(console: Console, summary: EvaluationSummary) -> None:
     threat = summary.examination["threat"]
     console.print(
         f"{summary.model['name']}: {summary.judged} of {summary.images} {summary.data['split']} images"
-        f"{JudgedData.model_validate(summary.examination['data']).chosen}, "
+        f"{JudgedData.model_validate(summary.examination.get('data', {})).chosen}, "
         f"{threat['norm']} eps {threat['eps']:.6g}",
         style="bold",
         highlight=False,

@@ -43,6 +43,11 @@ class BucketTree:
         top = _within(folder)
         return sorted(name for name in self._listed if name.startswith(top) and not _in_hidden_folder(name[len(top) :]))
 
+    def beside(self, folder: str) -> list[str]:
+        """See ``distsens.data.Tree.beside``."""
+        top = _within(folder)
+        return sorted(name for name in self._listed if name.startswith(top) and "/" not in name[len(top) :])
+
     def stamps(self, names: Sequence[str]) -> list[str]:
         """Size and entity tag of each; see ``distsens.data.Tree.stamps``."""
         return [self._listed.get(name, "gone") for name in names]

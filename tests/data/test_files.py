@@ -14,7 +14,7 @@ from PIL import Image
 from torchvision.transforms import v2
 
 from distsens.data import ImageFiles, LocalTree, read_ahead
-from distsens.data.files import UNREADABLE, decode, image_digest
+from distsens.data.files import UNREADABLE, Fit, Interpolation, decode, image_digest
 from distsens.errors import InputError
 
 
@@ -32,7 +32,7 @@ def _pixels(image: Image.Image) -> np.ndarray:
 def test_formats_are_read(tmp_path: Path, suffix: str, tolerance: int) -> None:
     photo = _photo(20, 14)
     photo.save(tmp_path / f"a.{suffix}")
-    read = decode((tmp_path / f"a.{suffix}").read_bytes(), None)
+    read = decode((tmp_path / f"a.{suffix}").read_bytes())
     assert (read.dtype, read.shape, read.flags.c_contiguous) == (np.uint8, (3, 14, 20), True)
     assert np.abs(read.astype(int) - _pixels(photo)).mean() <= tolerance
 
@@ -41,41 +41,72 @@ def test_formats_are_read(tmp_path: Path, suffix: str, tolerance: int) -> None:
 def test_every_mode_becomes_red_green_and_blue(tmp_path: Path, mode: str) -> None:
     image = _photo(9, 7).convert(mode)
     image.save(tmp_path / "a.png")
-    assert np.array_equal(decode((tmp_path / "a.png").read_bytes(), None), _pixels(image))
+    assert np.array_equal(decode((tmp_path / "a.png").read_bytes()), _pixels(image))
 
 
 def test_transparency_is_dropped_without_a_warning(tmp_path: Path, recwarn: pytest.WarningsRecorder) -> None:
     image = _photo(9, 7).quantize(16)
     image.save(tmp_path / "palette.png", transparency=bytes(range(16)))
-    assert np.array_equal(decode((tmp_path / "palette.png").read_bytes(), None), _pixels(image))
+    assert np.array_equal(decode((tmp_path / "palette.png").read_bytes()), _pixels(image))
     colours = np.full((7, 9, 4), (200, 100, 50, 0), np.uint8)
     Image.fromarray(colours).save(tmp_path / "clear.png")
-    assert (decode((tmp_path / "clear.png").read_bytes(), None)[:, 0, 0] == (200, 100, 50)).all()
+    assert (decode((tmp_path / "clear.png").read_bytes())[:, 0, 0] == (200, 100, 50)).all()
     assert not recwarn.list
 
 
 def test_cmyk_and_16_bit_grey_keep_their_brightness(tmp_path: Path) -> None:
     _photo(9, 7).convert("CMYK").save(tmp_path / "a.jpg", quality=100)
-    assert np.abs(decode((tmp_path / "a.jpg").read_bytes(), None).astype(int) - _pixels(_photo(9, 7))).mean() < 8
+    assert np.abs(decode((tmp_path / "a.jpg").read_bytes()).astype(int) - _pixels(_photo(9, 7))).mean() < 8
     grey = np.arange(63, dtype=np.uint16).reshape(7, 9) * 1000
     Image.fromarray(grey).save(tmp_path / "a.png")
-    assert np.array_equal(decode((tmp_path / "a.png").read_bytes(), None), np.broadcast_to(grey >> 8, (3, 7, 9)))
+    assert np.array_equal(decode((tmp_path / "a.png").read_bytes()), np.broadcast_to(grey >> 8, (3, 7, 9)))
 
 
 def test_the_suffix_does_not_matter(tmp_path: Path) -> None:
     _photo(9, 7).save(tmp_path / "a.png")
     shutil.move(tmp_path / "a.png", tmp_path / "a.jpg")
-    assert np.array_equal(decode((tmp_path / "a.jpg").read_bytes(), None), _pixels(_photo(9, 7)))
+    assert np.array_equal(decode((tmp_path / "a.jpg").read_bytes()), _pixels(_photo(9, 7)))
 
 
-@settings(max_examples=40)
-@given(st.integers(1, 60), st.integers(1, 60), st.integers(1, 40))
-def test_images_are_resized_and_cropped_as_torchvision_does(width: int, height: int, size: int) -> None:
+@settings(max_examples=60)
+@given(
+    st.integers(1, 60),
+    st.integers(1, 60),
+    st.integers(1, 40),
+    st.integers(0, 20),
+    st.sampled_from(["bilinear", "bicubic"]),
+)
+def test_images_are_resized_and_cropped_as_torchvision_does(
+    width: int, height: int, size: int, more: int, interpolation: Interpolation
+) -> None:
     photo = _photo(width, height)
     file = io.BytesIO()
     photo.save(file, "png")
-    expected = v2.Compose([v2.Resize(size), v2.CenterCrop(size)])(photo)
-    assert np.array_equal(decode(file.getvalue(), size), _pixels(expected))
+    resized = v2.Resize(size + more, v2.InterpolationMode(interpolation))
+    expected = v2.Compose([resized, v2.CenterCrop(size)])(photo)
+    fit = Fit(size, size + more if more else None, interpolation)
+    assert np.array_equal(decode(file.getvalue(), fit), _pixels(expected))
+
+
+@pytest.mark.parametrize(("width", "height"), [(500, 375), (375, 500), (256, 256), (257, 999), (100, 3000)])
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
+def test_images_become_as_imagenets_published_figures_take_them(
+    width: int, height: int, interpolation: Interpolation
+) -> None:
+    photo = _photo(width, height)
+    expected = v2.Compose([v2.Resize(256, v2.InterpolationMode(interpolation)), v2.CenterCrop(224)])(photo)
+    file = io.BytesIO()
+    photo.save(file, "bmp")
+    assert np.array_equal(decode(file.getvalue(), Fit(224, 256, interpolation)), _pixels(expected))
+
+
+def test_what_cannot_be_cropped_is_refused() -> None:
+    with pytest.raises(InputError, match=r"data\.resize: got 200; must be at least data\.image_size \(224\)"):
+        Fit(224, 200)
+    with pytest.raises(InputError, match=r"data\.resize: got 256; must be at least data\.image_size \(None\)"):
+        Fit(None, 256)
+    with pytest.raises(InputError, match=r"data\.interpolation: got 'bicubic'; needs a data\.image_size"):
+        Fit(interpolation="bicubic")
 
 
 @pytest.mark.parametrize("suffix", ["png", "jpg", "gif", "bmp", "tiff", "webp", "ppm"])
@@ -89,7 +120,7 @@ def test_a_damaged_file_is_an_image_still_or_a_known_error(tmp_path: Path, suffi
             content[place] = random.integers(256)
         path.write_bytes(content[: random.integers(1, 2 * len(content))])
         try:
-            assert decode(path.read_bytes(), 8).shape == (3, 8, 8)
+            assert decode(path.read_bytes(), Fit(8)).shape == (3, 8, 8)
         except UNREADABLE:
             unreadable += 1
     assert unreadable > 20
@@ -101,7 +132,7 @@ def test_a_file_that_is_cut_short_is_an_error(tmp_path: Path, suffix: str) -> No
     _photo(64, 64).save(path)
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     with pytest.raises(UNREADABLE):
-        decode(path.read_bytes(), 8)
+        decode(path.read_bytes(), Fit(8))
 
 
 @pytest.fixture
@@ -109,12 +140,12 @@ def files(tmp_path: Path) -> ImageFiles:
     for number in range(10):
         _photo(12, 9, seed=number).save(tmp_path / f"{number}.png")
     names = np.array([f"{number}.png" for number in range(10)])
-    digests = np.stack([image_digest(decode((tmp_path / name).read_bytes(), 8)) for name in names])
-    return ImageFiles(LocalTree(tmp_path), names, (8, 8), 8, digests)
+    digests = np.stack([image_digest(decode((tmp_path / name).read_bytes(), Fit(8))) for name in names])
+    return ImageFiles(LocalTree(tmp_path), names, (8, 8), Fit(8), digests)
 
 
 def _all(files: ImageFiles) -> torch.Tensor:
-    return torch.stack([torch.from_numpy(decode(files.tree.read(str(name)), 8)) for name in files.names])
+    return torch.stack([torch.from_numpy(decode(files.tree.read(str(name)), Fit(8))) for name in files.names])
 
 
 def test_files_are_indexed_like_a_tensor(files: ImageFiles) -> None:

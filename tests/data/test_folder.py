@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from distsens.data import Dataset, ImageFiles, Published, Source, load
+from distsens.data import Dataset, ImageFiles, Source, load
 from distsens.data import folder as folder_module
+from distsens.data.files import AS_IT_IS, Fit
 from distsens.errors import InputError
 
 CLASSES = ("ant", "bee", "cat")
@@ -42,13 +43,13 @@ def _classes(folder: Path, count: int, first: int = 0, **options: Any) -> np.nda
     )
 
 
-def _read(root: Path, **options: Any) -> Published:
-    return folder_module.read(Source(root, **options))
+def _read(root: Path, **options: Any) -> Dataset:
+    return load("folder", Source(root, **options), seed=0, holds_out=False)
 
 
-@pytest.mark.parametrize("test", ["test", "val"])
-def test_train_and_test_folders_are_the_splits(tmp_path: Path, test: str) -> None:
-    train = _classes(tmp_path / "train", 4)
+@pytest.mark.parametrize(("training", "test"), [("train", "test"), ("Train", "Test"), ("training", "TESTING")])
+def test_train_and_test_folders_are_the_splits(tmp_path: Path, training: str, test: str) -> None:
+    train = _classes(tmp_path / training, 4)
     other = _classes(tmp_path / test, 2, first=100)
     published = _read(tmp_path)
     assert published.classes == CLASSES
@@ -59,13 +60,134 @@ def test_train_and_test_folders_are_the_splits(tmp_path: Path, test: str) -> Non
     assert published.left_out == ()
 
 
-def test_a_test_folder_without_class_folders_gives_way_to_val(tmp_path: Path) -> None:
-    _classes(tmp_path / "train", 2)
-    expected = _classes(tmp_path / "val", 1, first=100)
+@pytest.mark.parametrize("name", ["val", "valid", "Validation", "DEV"])
+def test_a_given_validation_folder_is_the_validation_split(tmp_path: Path, name: str) -> None:
+    _classes(tmp_path / "train", 5)
+    validation = _classes(tmp_path / name, 2, first=100)
+    test = _classes(tmp_path / "test", 1, first=200)
+    dataset = load("folder", Source(tmp_path), seed=0)
+    assert [len(getattr(dataset, split)) for split in ("train", "validation", "test")] == [15, 6, 3]
+    assert np.array_equal(dataset.validation.images, validation)
+    assert np.array_equal(dataset.test.images, test)
+    assert dataset.own_validation
+    assert dataset.notices == ()
+
+
+def test_with_a_fraction_validation_is_held_out_and_a_given_one_tests_unless_there_is_a_test_split(
+    tmp_path: Path,
+) -> None:
+    _classes(tmp_path / "train", 5)
+    given = _classes(tmp_path / "val", 2, first=100)
+    dataset = load("folder", Source(tmp_path), validation_fraction=0.2, seed=0)
+    assert (len(dataset.train), len(dataset.validation)) == (12, 3)
+    assert np.array_equal(dataset.test.images, given)
+    assert "the given validation split is the test split" in dataset.notices[0]
+    _classes(tmp_path / "test", 1, first=200)
+    dataset = load("folder", Source(tmp_path), validation_fraction=0.2, seed=0)
+    assert (len(dataset.validation), len(dataset.test)) == (3, 3)
+    assert "the given validation split is left out" in dataset.notices[0]
+
+
+def test_beside_a_given_validation_split_the_test_split_is_held_out_of_the_training_images_and_said(
+    tmp_path: Path,
+) -> None:
+    _classes(tmp_path / "train", 5)
+    given = _classes(tmp_path / "valid", 2, first=100)
+    dataset = load("folder", Source(tmp_path), seed=0)
+    assert (len(dataset.train), len(dataset.test)) == (12, 3)
+    assert np.array_equal(dataset.validation.images, given)
+    assert dataset.notices[0].startswith("there is a validation and no test split: 3 training images are held out")
+    judged = load("folder", Source(tmp_path, judged=True), seed=0, holds_out=False)
+    assert (len(judged.train), len(judged.test), judged.own_validation) == (15, 0, True)
+
+
+def test_a_test_folder_without_class_folders_is_left_out_and_said(tmp_path: Path) -> None:
+    _classes(tmp_path / "train", 5)
     _image(tmp_path / "test" / "unlabelled.png")
-    assert np.array_equal(_read(tmp_path).test.images, expected)
-    _classes(tmp_path / "test", 3, first=200)
-    assert len(_read(tmp_path).test) == 9
+    assert "test holds no class folders and is left out" in _read(tmp_path).notices
+
+
+@pytest.mark.parametrize(
+    "wrapped", ["data", "images", "my set/data", "archive", "a/b/c", "data/train", "train/images", "train/train"]
+)
+def test_folders_that_only_wrap_others_are_looked_through(tmp_path: Path, wrapped: str) -> None:
+    everything = _classes(tmp_path / wrapped, 5)
+    (tmp_path / "__MACOSX").mkdir()
+    (tmp_path / "readme.txt").write_text("words")
+    dataset = _read(tmp_path)
+    assert dataset.classes == CLASSES
+    assert len(dataset.train) + len(dataset.test) == len(everything)
+    assert dataset.notices == ()
+
+
+def test_a_folder_of_images_beside_folders_of_something_else_is_looked_into_and_the_others_are_named(
+    tmp_path: Path,
+) -> None:
+    _classes(tmp_path / "images", 5)
+    (tmp_path / "annotations").mkdir()
+    (tmp_path / "annotations" / "all.json").write_text("{}")
+    dataset = _read(tmp_path)
+    assert dataset.classes == CLASSES
+    assert dataset.notices == ("annotations holds no images and is left out",)
+    _classes(tmp_path / "masks", 1)
+    with pytest.raises(InputError, match=r"images in the folders of images and in masks: name one of them"):
+        _read(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("folders", "says"),
+    [
+        (("train", "test", "extra"), "holds extra beside test and train: call it train, val or test, or move it"),
+        (("val", "valid", "train"), "holds val and valid, which mean the same"),
+        (("Train", "train"), "holds Train and train, which mean the same"),
+        (("seg_train", "seg_test", "seg_pred"), "seg_test and seg_train look like splits"),
+        (("images-train", "images-val"), "images-train and images-val look like splits"),
+    ],
+)
+def test_folders_that_may_be_splits_as_well_as_classes_are_refused(
+    tmp_path: Path, folders: tuple[str, ...], says: str
+) -> None:
+    for folder in folders:
+        _classes(tmp_path / folder, 1)
+    with pytest.raises(InputError, match=says):
+        _read(tmp_path)
+
+
+def test_splits_without_classes_and_classes_that_are_split_are_refused(tmp_path: Path) -> None:
+    for name in ("Train", "Test"):
+        _image(tmp_path / "flat" / name / "0.png")
+    with pytest.raises(InputError, match="Test and Train must hold a folder for each class"):
+        _read(tmp_path / "flat")
+    for name in ("ant/train", "ant/test", "bee/train", "bee/test"):
+        _image(tmp_path / "inside" / name / "0.png")
+    with pytest.raises(InputError, match="class ant holds test and train: splits must hold the classes"):
+        _read(tmp_path / "inside")
+    _image(tmp_path / "one" / "ant" / "0.png")
+    with pytest.raises(InputError, match=r"must hold a folder for each of two classes or more; \. holds ant"):
+        _read(tmp_path / "one")
+
+
+def test_what_is_left_out_of_class_folders_is_said(tmp_path: Path) -> None:
+    _classes(tmp_path, 5)
+    _image(tmp_path / "loose.png")
+    _image(tmp_path / "ant" / "young" / "0.png")
+    (tmp_path / "bee" / "photo.heic").write_bytes(b"HEIC")
+    (tmp_path / "bee" / "Thumbs.db").write_bytes(b"")
+    assert _read(tmp_path).notices == (
+        "1 images lie outside of class folders and are left out: loose.png",
+        "folders inside class folders belong to their class: ant/young",
+        "1 files are no images by their names and are left out: bee/photo.heic",
+    )
+    (tmp_path / "zoo").mkdir()
+    (tmp_path / "zoo" / "list.csv").write_text("a,b")
+    with pytest.raises(InputError, match=r"class folder zoo of \. holds no images, but zoo/list\.csv"):
+        _read(tmp_path)
+
+
+def test_the_images_of_a_training_folder_alone_are_never_judged_unasked(tmp_path: Path) -> None:
+    _classes(tmp_path / "train", 2)
+    judged = load("folder", Source(tmp_path, judged=True), seed=0, holds_out=False)
+    assert (len(judged.train), len(judged.validation), len(judged.test)) == (6, 0, 0)
 
 
 @pytest.mark.parametrize("inside", ["", "train"])
@@ -81,7 +203,8 @@ def test_without_a_test_folder_a_part_is_held_out_and_always_the_same(tmp_path: 
         return load("folder", Source(tmp_path, test_fraction=0.3), validation_fraction=0.2, seed=seed).test.digest()
 
     assert test_of(0) == test_of(1) == published.test.digest()
-    with pytest.raises(InputError, match=r"data\.test_fraction: got 0\.01; must leave each of 3 classes an image"):
+    few = r"data\.test_fraction: got 0\.01; must leave each of 3 classes .* sides; class 'ant' has 10 images"
+    with pytest.raises(InputError, match=few):
         _read(tmp_path, test_fraction=0.01)
 
 
@@ -132,7 +255,10 @@ def test_files_that_cannot_be_read_are_left_out_and_named(tmp_path: Path, memory
     published = _read(tmp_path, memory=memory)
     assert len(published.left_out) == 3
     assert published.left_out[0].startswith("train/ant/1.png (image file is truncated")
-    assert published.left_out[1:] == ("train/cat/9.png (No such file or directory)", "test/bee/0.png (not an image)")
+    assert published.left_out[1:] == (
+        "train/cat/9.png (No such file or directory)",
+        "test/bee/0.png (not an image)",
+    )
     assert np.array_equal(np.asarray(published.train.images[:]), np.delete(train, 1, axis=0))
     assert np.array_equal(np.asarray(published.test.images[:]), np.delete(test, 2, axis=0))
     assert published.test.labels.tolist() == [0, 0, 1, 2, 2]
@@ -160,14 +286,15 @@ def test_splits_of_different_classes_are_refused(tmp_path: Path) -> None:
 
 
 def test_a_folder_of_something_else_is_refused(tmp_path: Path) -> None:
-    _image(tmp_path / "images" / "ant" / "0.png")
-    (tmp_path / "images" / "ant" / "0.png").write_bytes(b"")
-    (tmp_path / "empty" / "ant").mkdir(parents=True)
+    for name in ("ant", "bee"):
+        _image(tmp_path / "images" / name / "0.png")
+        (tmp_path / "images" / name / "0.png").write_bytes(b"")
+        (tmp_path / "empty" / name).mkdir(parents=True)
     for root, says in (
         (None, "must be a folder of class folders"),
         (tmp_path / "absent", "must be a folder of class folders"),
         (tmp_path / "empty", "must be a folder of class folders with images"),
-        (tmp_path / "images", "must hold images that can be read; none of 1 files can"),
+        (tmp_path / "images", "must hold images that can be read; none of 2 files can: ant/0.png"),
     ):
         with pytest.raises(InputError, match=says) as error:
             folder_module.read(Source(root))
@@ -222,9 +349,9 @@ def test_large_folders_are_decoded_once_until_a_file_changes(
     decoded: list[int] = []
     real = folder_module.decode
 
-    def counted(content: bytes, image_size: int | None) -> np.ndarray:
+    def counted(content: bytes, fit: Fit = AS_IT_IS) -> np.ndarray:
         decoded.append(len(content))
-        return real(content, image_size)
+        return real(content, fit)
 
     monkeypatch.setattr(folder_module, "decode", counted)
     first = _read(tmp_path, image_size=4, memory=0)

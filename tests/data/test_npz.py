@@ -49,12 +49,26 @@ def test_images_are_read_with_channels_first_last_or_absent(tmp_path: Path, chan
 
 
 def test_a_medmnist_file_is_read(tmp_path: Path) -> None:
-    """Labels of shape (N, 1) and uint8, and a validation split that is left alone."""
+    """Labels of shape (N, 1) and uint8, and a validation split, which is used unless another is wanted."""
     labels = LABELS.astype(np.uint8)[:, None]
-    changes = {"train_labels": labels, "test_labels": labels[:8], "val_images": _pixels(4, 6, 5), "val_labels": labels}
-    dataset = _load(_write(tmp_path / "med.npz", **changes))
+    validation = {"val_images": _pixels(4, 6, 5), "val_labels": labels[:4]}
+    path = _write(tmp_path / "med.npz", train_labels=labels, test_labels=labels[:8], **validation)
+    dataset = load("npz", Source(path), seed=0)
     assert dataset.test.labels.tolist() == LABELS[:8].tolist()
-    assert len(dataset.train) + len(dataset.validation) == 20
+    assert (len(dataset.train), len(dataset.validation), dataset.notices) == (20, 4, ())
+    assert np.array_equal(np.asarray(dataset.validation.images)[:, 0], validation["val_images"])
+    held_out = _load(path)
+    assert (len(held_out.train), len(held_out.validation), len(held_out.test)) == (10, 10, 8)
+    assert "the given validation split is left out" in held_out.notices[0]
+
+
+def test_a_file_without_a_test_split_gives_a_part_of_its_training_images(tmp_path: Path) -> None:
+    path = _write(tmp_path / "two.npz", test_images=None, test_labels=None)
+    source = Source(path, test_fraction=0.4)
+    dataset = load("npz", source, validation_fraction=0.4, seed=3)
+    assert np.bincount(dataset.test.labels).tolist() == [2] * 4
+    assert len(dataset.train) + len(dataset.validation) == 12
+    assert load("npz", source, validation_fraction=0.4, seed=4).test.digest() == dataset.test.digest()
 
 
 @pytest.mark.parametrize(
@@ -69,6 +83,16 @@ def test_a_medmnist_file_is_read(tmp_path: Path) -> None:
         ({"test_images": _pixels(8, 6, 6)}, "every split must have images of shape"),
         ({"train_labels": LABELS.astype(float)}, "must be whole numbers"),
         ({"train_labels": np.eye(20, 4, dtype=int)}, r"train_labels: int64 \(20, 4\)"),
+        ({"train_labels": np.array(3)}, r"train_labels: int64 \(\)'; must be whole numbers of shape"),
+        ({"train_labels": np.array(3.5)}, r"train_labels: float64 \(\)"),
+        ({"train_images": np.array(3, np.uint8)}, r"train_images: uint8 \(\)'; must be uint8 of shape"),
+        ({"train_labels": np.zeros((20, 1, 1), int)}, r"train_labels: int64 \(20, 1, 1\)"),
+        ({"train_labels": LABELS > 1}, r"train_labels: bool \(20,\)"),
+        ({"train_labels": LABELS[:0]}, r"must be int64 of shape \(20,\)"),
+        ({"train_images": _pixels(0, 6, 5), "train_labels": LABELS[:0]}, "labels must be 0, 1, 2"),
+        ({"train_labels": LABELS.astype(np.uint64) + np.uint64(2**63)}, "labels must be 0, 1, 2"),
+        ({"val_images": _pixels(4, 6, 5)}, "must hold val_labels"),
+        ({"val_images": _pixels(4, 6, 5), "val_labels": LABELS[:4] + 1}, "all of them in training"),
         ({"train_labels": LABELS + 1}, "labels must be 0, 1, 2"),
         ({"train_labels": LABELS * 2}, "labels must be 0, 1, 2"),
         ({"test_labels": LABELS[:8] - 1}, "labels must be 0, 1, 2"),
@@ -124,13 +148,13 @@ def test_images_and_labels_alone_are_a_test_split_of_data_that_is_only_judged(
 ) -> None:
     path, images = tmp_path / "judged.npz", _pixels(6, 5, 5)
     np.savez(path, **{keys[0]: images, keys[1]: np.array([0, 3, 1, 1, 3, 0])})
-    dataset = load("npz", Source(path, judged=True), validation_fraction=None, seed=0)
+    dataset = load("npz", Source(path, judged=True), holds_out=False, seed=0)
     assert np.array_equal(dataset.test.images[:, 0], images)
     assert (dataset.classes, len(dataset.train), len(dataset.validation)) == (("0", "1", "2", "3"), 0, 0)
-    ten = load("npz", Source(path, judged=True, classes=10), validation_fraction=None, seed=0)
+    ten = load("npz", Source(path, judged=True, classes=10), holds_out=False, seed=0)
     assert len(ten.classes) == 10
     with pytest.raises(InputError, match=r"data.classes: got 3; .* has labels up to 3"):
-        load("npz", Source(path, judged=True, classes=3), validation_fraction=None, seed=0)
+        load("npz", Source(path, judged=True, classes=3), holds_out=False, seed=0)
     with pytest.raises(InputError, match="must hold train_images"):
         _load(path)
 

@@ -68,6 +68,16 @@ def test_some_images_that_stand_for_all_are_of_every_class_and_always_the_same()
     assert representatives(np.zeros(0, np.int64), 5).tolist() == []
 
 
+def test_a_class_that_is_too_small_to_be_split_is_named_with_its_images() -> None:
+    labels = np.repeat([0, 1, 2], [40, 1, 3]).astype(np.int64)
+    with pytest.raises(
+        InputError, match=r"of 3 classes an image on both sides; class 'bee' has 1 image, too few to be"
+    ):
+        hold_out(labels, 0.1, 0, classes=("ant", "bee", "cat"))
+    with pytest.raises(InputError, match=r"class 1 has 3 images$"):
+        hold_out(np.repeat([0, 1], [40, 3]).astype(np.int64), 0.1, 0)
+
+
 @pytest.mark.parametrize("fraction", [0.0, 1.0, -0.1, 1.5, float("nan"), 0.001, 0.999])
 def test_a_fraction_that_leaves_a_class_without_images_is_refused(fraction: float) -> None:
     with pytest.raises(InputError) as error:

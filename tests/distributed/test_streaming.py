@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from distsens.data import ImageFiles, LocalTree, read_ahead
-from distsens.data.files import decode, image_digest
+from distsens.data.files import Fit, decode, image_digest
 from distsens.distributed.streaming import stream
 from distsens.errors import InputError
 
@@ -26,8 +26,8 @@ def files(tmp_path: Path) -> ImageFiles:
     names = [f"{number}.png" for number in range(COUNT)]
     for name in names:
         Image.fromarray(random.integers(0, 256, (8, 8, 3), dtype=np.uint8)).save(tmp_path / name)
-    digests = np.stack([image_digest(decode((tmp_path / name).read_bytes(), None)) for name in names])
-    return ImageFiles(LocalTree(tmp_path), np.array(names), (8, 8), None, digests)
+    digests = np.stack([image_digest(decode((tmp_path / name).read_bytes())) for name in names])
+    return ImageFiles(LocalTree(tmp_path), np.array(names), (8, 8), Fit(), digests)
 
 
 def in_a_worker(files: ImageFiles, order: list[int], size: int) -> list[torch.Tensor]:

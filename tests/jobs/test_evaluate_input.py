@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from collections.abc import Callable
 from functools import partial
@@ -11,6 +12,7 @@ from pathlib import Path
 import pytest
 import safetensors.torch
 import torch
+from PIL import Image
 
 from distsens.models.lenet import lenet5
 
@@ -133,6 +135,26 @@ def test_help_names_every_field_and_every_option(run: Run) -> None:
     assert code == 0
     for name in ("--model.address", "--threat.eps", "--eps-curve", "--verify", "--claim", "--pgd.restarts"):
         assert name in output
+
+
+def test_without_a_test_split_the_validation_split_is_judged_and_training_images_only_if_they_are_named(
+    run: Run, tmp_path: Path
+) -> None:
+    for split in ("train", "valid"):
+        for number in range(100):
+            path = tmp_path / "set" / split / str(number % 10) / f"{number}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.new("RGB", (8, 8), (2 * number, 0, 0)).save(path)
+    state = lenet5(shape=(3, 8, 8), classes=10).state_dict()
+    safetensors.torch.save_file(state, tmp_path / "net.safetensors")
+    arguments = f"{GIVEN.replace('digits', 'folder')} --dry-run --attacks pgd --data.root set".split()
+    code, output, error = run(*arguments)
+    assert (code, error) == (0, "")
+    assert "warning: there is no test split: the validation images are judged" in output
+    shutil.rmtree(tmp_path / "set" / "valid")
+    code, _, error = run(*arguments)
+    assert (code, error) == (2, "error: data.split: got 'test'; there are no such images; name train to judge those\n")
+    assert run(*arguments, "--data.split", "train")[0] == 0
 
 
 def test_a_limit_that_leaves_classes_out_is_said(run: Run) -> None:

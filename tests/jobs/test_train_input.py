@@ -171,6 +171,18 @@ def test_a_dry_run_of_a_recipe_for_folders_takes_a_tree_of_its_image_size(
     assert "everything that can be checked is in order" in output
 
 
+def test_given_splits_are_used_and_what_is_held_out_beside_them_is_said(run: Run, tmp_path: Path) -> None:
+    for split, number, name in itertools.product(("Train", "valid"), range(10), "ab"):
+        path = tmp_path / "set" / split / name / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (8, 8), (20 * number, 0, 0)).save(path)
+    arguments = "--recipe quickstart --dry-run --workers.num 1 --training.batch_size 8 --data.name folder"
+    code, output, error = run(*arguments.split(), "--data.root", str(tmp_path / "set"), "--data.limit", "12")
+    assert (code, error) == (0, "")
+    assert "data folder: 12 training (stratified by class), 20 validation and 4 test images" in output
+    assert "notice: there is a validation and no test split: 4 training images are held out as the test split" in output
+
+
 def test_a_dry_run_names_files_that_cannot_be_read_and_counts_extra_images(run: Run, tmp_path: Path) -> None:
     for number in range(80):
         path = tmp_path / "set" / "ab"[number % 2] / f"{number}.png"
