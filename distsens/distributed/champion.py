@@ -98,7 +98,7 @@ def _autoattack(sweep: Searched, trial: TrialState, images: int) -> float:
         found: list[Ledger] = []
         for one in examiners.examine(shards, _SECONDS_BETWEEN_LOOKS):
             found += [one[1]] if isinstance(one, tuple) else []
-            sweep.view.doing(f"trial {trial.number}: {sum(map(len, found))} of {len(numbers)} images judged")
+            sweep.view.doing(f"trial {trial.number}: {sum(map(len, found))} of {len(rows)} images judged")
     return Ledger.join(found).robust.value
 
 
