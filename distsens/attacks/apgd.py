@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from distsens.attacks.ascent import Ascent, begin
 from distsens.attacks.found import Found
+from distsens.attacks.image_gradients import image_gradients
 from distsens.attacks.losses import cross_entropy, dlr, targeted_dlr
 from distsens.attacks.tally import Tally, inner
 from distsens.attacks.threat import Threat
@@ -148,11 +149,13 @@ class APGD:
         for _ in range(self.eot):
             outputs = logits(points)
             losses = self._loss(outputs, *aims.unbind(1))
-            (gradients,) = torch.autograd.grad(losses.sum(), points)
-            seen = (outputs.detach(), losses.detach(), gradients)
+            # Each forward's own gradient: an infinite one must not outweigh the others in the mean.
+            seen = (outputs.detach(), losses.detach(), image_gradients(losses, points))
             sums = [total + one for total, one in zip(sums, seen, strict=True)] if sums else list(seen)
         tally.count(rows, self.eot)
         outputs, losses, gradients = (total / self.eot for total in sums)
+        # Compared with NaN nothing would ever be better.
+        losses = torch.where(losses.isnan(), -torch.inf, losses)
         return outputs.argmax(1) != aims[:, 0], losses, gradients
 
     def _phases(self) -> list[tuple[Threat, int]]:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
+from distsens.attacks.image_gradients import finite, image_gradients
 from distsens.attacks.losses import AttackLoss, cross_entropy
 from distsens.attacks.threat import L1_FRACTION, RandomStart, Threat, norms
 from distsens.attacks.view import Logits, attack_view
@@ -24,6 +25,7 @@ class GradientAttack:
     """What trains, what selects and what judges are three of these: ``x' <- project(x' + step)``, ``steps`` times.
 
     The last iterate counts. With restarts an attempt that succeeds wins, and among equals the one with the better loss.
+    Components of a gradient that are not finite count as 0 (see :func:`finite`): an example is always a number.
 
     Parameters
     ----------
@@ -129,12 +131,13 @@ class GradientAttack:
         velocity = None
         for _ in range(self.steps):
             points = points.detach().requires_grad_()
-            (direction,) = torch.autograd.grad(goal(logits(points)).sum(), points)
+            direction = image_gradients(goal(logits(points)), points)
             with torch.no_grad():
                 if self.momentum > 0.0:
                     direction = direction / norms(direction, 1)
                     if velocity is not None:
-                        direction.add_(velocity, alpha=self.momentum)
+                        # Finite, because a momentum above 1 makes it grow without end.
+                        direction = finite(direction.add_(velocity, alpha=self.momentum))
                     velocity = direction
                 points = self.threat.ascend(points, direction, self.step_size, l1_fraction=self.l1_fraction)
                 points = self.threat.project(points, images)

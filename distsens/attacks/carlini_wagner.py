@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from distsens.attacks.closest import Closest, Search
 from distsens.attacks.found import Found
+from distsens.attacks.image_gradients import image_gradients
 from distsens.attacks.losses import margin
 from distsens.attacks.threat import Threat
 from distsens.attacks.view import attack_view
@@ -33,7 +34,7 @@ class CarliniWagner:
     Parameters
     ----------
     threat : of norm L2; its ball bounds what :meth:`__call__` gives.
-    steps : of Adam, in each run.
+    steps : of Adam, in each run; the point before the first and those after each are looked at.
     binary_search_steps : runs, from the image each.
     lr : Adam's step size, in w.
     confidence : margin by which examples are to be misclassified.
@@ -95,14 +96,16 @@ class CarliniWagner:
         variables = torch.atanh((2.0 * images - 1.0).clamp(-_INSIDE, _INSIDE))
         mean, square = torch.zeros_like(variables), torch.zeros_like(variables)
         reached = torch.zeros_like(constants, dtype=torch.bool)
-        for step in range(1, self.steps + 1):
+        for step in range(1, self.steps + 2):
             variables = variables.detach().requires_grad_()
             points = 0.5 * (torch.tanh(variables) + 1.0)
             outputs, excess = search.show(rows, points)
             reached |= excess > 0.0
+            if step > self.steps:  # What the last step led to was looked at as well.
+                break
             distances = (points - images).square().flatten(1).sum(1)
             losses = distances + constants * (self.confidence - margin(outputs, labels)).clamp(min=0.0)
-            (gradients,) = torch.autograd.grad(losses.sum(), variables)
+            gradients = image_gradients(losses, variables)
             with torch.no_grad():
                 mean.lerp_(gradients, 1.0 - _DECAYS[0])
                 square.lerp_(gradients.square(), 1.0 - _DECAYS[1])

@@ -115,6 +115,10 @@ class FAB:
             if not moved.all():
                 rows, others, nexts = rows[moved], others[moved], nexts[moved]
             points = nexts
+        # The last points have been drawn towards the images since they were looked at.
+        if len(rows):
+            with torch.no_grad():
+                search.show(rows, points)
 
     def _step(self, points: Tensor, images: Tensor, value: Tensor, slope: Tensor) -> Tensor:
         """The next points, from the boundary's value and slope at these."""

@@ -27,6 +27,8 @@ class JudgingAttack(Protocol):
 
     It leaves the model as it was (see :func:`attack_view`), finds for an image the same whatever else is in the batch,
     and stops to spend on an image once that is misclassified (minimum-norm attacks, which go on to come closer, aside).
+    Whatever the model's gradient is, examples are numbers (see :func:`finite`), and what the last step leads to is
+    looked at.
     """
 
     def __call__(self, model: nn.Module, images: Tensor, labels: Tensor, *, keys: Tensor | None = None) -> Found:

@@ -7,6 +7,7 @@ import math
 import torch
 from torch import Tensor
 
+from distsens.attacks.image_gradients import image_gradients
 from distsens.attacks.threat import Norm, norms
 
 _DUAL: dict[Norm, float] = {"linf": 1.0, "l2": 2.0, "l1": math.inf}
@@ -30,12 +31,14 @@ def nearest_boundary(
 
     Returns
     -------
-    (N,) v, negative where the label's logit is the larger one, (N, C, H, W) w, and (N,) distances.
+    (N,) v, negative where the label's logit is the larger one, (N, C, H, W) w, and (N,) distances. Where no class has
+    a finite logit and a slope, v and w are 0 and the distance is very large.
     """
     gaps = outputs.gather(1, others) - outputs.gather(1, labels[:, None])
-    value, slope, distance = gaps[:, 0].detach(), torch.zeros_like(points), torch.full_like(gaps[:, 0], torch.inf)
+    value, distance = torch.zeros_like(gaps[:, 0]), torch.full_like(gaps[:, 0], _FARTHEST)
+    slope = torch.zeros_like(points)
     for column, gap in enumerate(gaps.unbind(1)):
-        (gradient,) = torch.autograd.grad(gap.sum(), points, retain_graph=column + 1 < others.shape[1])
+        gradient = image_gradients(gap, points, retain_graph=column + 1 < others.shape[1])
         gap = gap.detach()
         away = gap.abs() / norms(gradient, _DUAL[norm]).flatten()
         nearer = away < distance

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from distsens.attacks import Found, GradientAttack, Tally, Threat, attack_view, margin
+from distsens.attacks.image_gradients import image_gradients
 from distsens.attacks.view import Logits
 from distsens.errors import InputError
 from distsens.evaluation.stabilized import StabilizedNeurons
@@ -154,7 +155,7 @@ class Adaptive:
             if step == self.steps or not stands.any():
                 return
             left = 0.5 * (1.0 + math.cos(math.pi * step / self.steps))
-            (gradients,) = torch.autograd.grad(goal(outputs, rows, left).sum(), points)
+            gradients = image_gradients(goal(outputs, rows, left), points)
             with torch.no_grad():
                 rows, points, gradients = rows[stands], points[stands], gradients[stands]
                 points = self.threat.ascend(points, gradients, longest * left)

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from distsens.attacks import GradientAttack
+from distsens.attacks.image_gradients import finite
 from distsens.errors import InputError
 from distsens.training.step import Batch, StepResult, TrainingStep
 
@@ -62,7 +63,7 @@ class FreeStep:
             twins = points.detach().requires_grad_()
             result = self.step.descend(batch, twins, sns_weight=sns_weight)
             assert twins.grad is not None
-            ascended = threat.ascend(points, twins.grad, threat.eps, l1_fraction=self.step.attack.l1_fraction)
+            ascended = threat.ascend(points, finite(twins.grad), threat.eps, l1_fraction=self.step.attack.l1_fraction)
             points = threat.project(ascended, batch.images)
             for name, value in result.sums.items():
                 part = value if name in _OF_ALL_REPLAYS else value / self.replays

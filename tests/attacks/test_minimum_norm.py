@@ -127,8 +127,8 @@ def test_random_starts_depend_on_the_keys_alone(
     assert torch.equal(shown(keys, seed=2), first)
     assert torch.equal(shown(None, seed=3), first)
     differs = (shown(keys + 100, seed=1) != first).flatten(1).any(1).reshape(-1, 12)
-    assert not differs[:5].any()  # The images themselves and the run from them.
-    assert differs[5:9].all()  # The run from random points.
+    assert not differs[:6].any()  # The images themselves and the run from them, with the points that it ends at.
+    assert differs[6:11].all()  # The run from random points.
 
 
 @pytest.mark.parametrize(

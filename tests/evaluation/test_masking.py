@@ -63,6 +63,25 @@ def test_rounded_pixels_are_told_by_gradients_that_vanish() -> None:
     assert not checks["gradient-free"].passed
 
 
+class WithoutNumbers(nn.Module):
+    """The network's logits, with a gradient that is NaN everywhere."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, images: Tensor) -> Tensor:
+        outputs: Tensor = self.network(images + 0.0 * (images - images.detach()).sqrt())
+        return outputs
+
+
+def test_gradients_that_are_not_numbers_are_told_as_gradients_that_vanish() -> None:
+    checks = checks_of(WithoutNumbers(plain()))
+    assert checks["zero gradient"].values["vanished"] == 1.0
+    assert checks["small step"].values["not rising"] == 1.0
+    assert checks["unbounded"].values["standing"] == 1.0
+
+
 def test_logits_that_are_too_large_are_told_and_the_margin_sees_past_them() -> None:
     assert {"zero gradient", "small step", "unbounded", "gradient-free"} <= failed(Scaled(plain()))
     on_the_margin = GradientAttack(THREAT, ATTACK.steps, ATTACK.step_size, loss=margin)

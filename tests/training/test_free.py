@@ -149,6 +149,24 @@ def test_a_loss_that_is_not_finite_is_told() -> None:
     assert not step(batch(1)).finite
 
 
+class Root(nn.Module):
+    """Has an infinite slope at black pixels."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        return images.sqrt()
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
+def test_a_pixel_whose_slope_is_not_finite_stays_and_spoils_no_other(norm: str) -> None:
+    step, one = free_step(nn.Sequential(Root(), *network()), 1, norm), batch(1)
+    assert step(one).finite
+    black = one.images == 0.0
+    assert black.any()
+    assert (step._perturbation[black] == 0.0).all()
+    assert (step._perturbation != 0.0).flatten(1).any(1).all()
+    assert step._perturbation.isfinite().all()
+
+
 def test_weight_perturbation_is_refused() -> None:
     with pytest.raises(InputError, match=r"training\.awp_gamma: got 0\.1; free adversarial training"):
         free_step(network(), 2)(batch(1), awp_gamma=0.1)
