@@ -17,6 +17,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 Forward = Callable[[Tensor], Tensor]
 _Pairs = list[tuple[Any, Any]]
+_Fused = dict[tuple[nn.Module, nn.Module], Mapping[str, Tensor | None]]
 
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
@@ -46,14 +47,15 @@ def lean_forwards(
     if _is_watched(network):
         return {}
     fused = _fused_weights(network)
-    if fused and not _folds_rightly(network, fused, images[:_COMPARED_IMAGES], layout):
+    forwards = _forwards_with(fused, network, layout, None if fused else precision)
+    if not fused:
+        return forwards
+    if not _gives_the_same(network, forwards, images[:_COMPARED_IMAGES]):
         _traced[network] = (_modules(network), [])
         fused = {}
-    forwards = _folded_forwards(fused, layout, precision)
-    for layer in network.modules():
-        if layer not in forwards and _is_plain(layer, (*_CONVOLUTIONS, nn.Linear)):
-            forwards[layer] = _forward_with(layer._parameters, layer, layout, precision)
-    return forwards
+    elif precision is None:
+        return forwards
+    return _forwards_with(fused, network, layout, precision)
 
 
 @contextmanager
@@ -69,9 +71,9 @@ def replaced(network: nn.Module, forwards: Mapping[nn.Module, Forward]) -> Itera
             vars(layer).pop("forward", None)
 
 
-def _fused_weights(network: nn.Module) -> dict[tuple[nn.Module, nn.Module], Mapping[str, Tensor | None]]:
+def _fused_weights(network: nn.Module) -> _Fused:
     """Weight and bias of each convolution that can take over the norm behind it."""
-    fused: dict[tuple[nn.Module, nn.Module], Mapping[str, Tensor | None]] = {}
+    fused: _Fused = {}
     for convolution, norm in _conv_norm_pairs(network):
         # A norm may be kept in train mode, or have no statistics of its own, by a network's own doing.
         if norm.training or norm.running_mean is None or not _is_plain(convolution, _CONVOLUTIONS):
@@ -83,35 +85,31 @@ def _fused_weights(network: nn.Module) -> dict[tuple[nn.Module, nn.Module], Mapp
     return fused
 
 
-def _folded_forwards(
-    fused: Mapping[tuple[nn.Module, nn.Module], Mapping[str, Tensor | None]],
-    layout: torch.memory_format,
-    precision: torch.dtype | None,
+def _forwards_with(
+    fused: _Fused, network: nn.Module, layout: torch.memory_format, precision: torch.dtype | None
 ) -> dict[nn.Module, Forward]:
     forwards: dict[nn.Module, Forward] = {}
     for (convolution, norm), weights in fused.items():
         forwards[convolution] = _forward_with(weights, convolution, layout, precision)
         forwards[norm] = _hand_on
+    for layer in network.modules():
+        if layer not in forwards and _is_plain(layer, (*_CONVOLUTIONS, nn.Linear)):
+            forwards[layer] = _forward_with(layer._parameters, layer, layout, precision)
     return forwards
 
 
 @torch.no_grad()
-def _folds_rightly(
-    network: nn.Module,
-    fused: Mapping[tuple[nn.Module, nn.Module], Mapping[str, Tensor | None]],
-    images: Tensor,
-    layout: torch.memory_format,
-) -> bool:
-    """Whether folding leaves the logits of these images as they are, up to rounding, in float32."""
+def _gives_the_same(network: nn.Module, forwards: Mapping[nn.Module, Forward], images: Tensor) -> bool:
+    """Whether the logits of these images are those of the network itself, up to rounding, in float32."""
     found: list[Tensor] = []
-    for forwards in ({}, _folded_forwards(fused, layout, None)):
-        with replaced(network, forwards), torch.random.fork_rng(devices=[images.device] if images.is_cuda else []):
+    for chosen in ({}, forwards):
+        with replaced(network, chosen), torch.random.fork_rng(devices=[images.device] if images.is_cuda else []):
             try:
                 found.append(network(images))
             except Exception:  # Whatever the network says to fewer images than there are.
                 return False
-    plain, folded = found
-    return isinstance(plain, Tensor) and bool((folded - plain).abs().amax() <= _FOLDING_ERROR * plain.abs().amax())
+    plain, lean = found
+    return isinstance(plain, Tensor) and bool((lean - plain).abs().amax() <= _FOLDING_ERROR * plain.abs().amax())
 
 
 def _is_watched(network: nn.Module) -> bool:
