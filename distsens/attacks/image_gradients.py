@@ -5,13 +5,25 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from distsens.errors import InputError
+
 # Squares of such numbers, summed over an image, are still float32 numbers.
 _LARGEST = 1e15
 
 
 def image_gradients(values: Tensor, points: Tensor, *, retain_graph: bool = False) -> Tensor:
-    """Gradient of the sum of ``values`` (N,) with respect to ``points`` (N, C, H, W), see :func:`finite`."""
-    (gradients,) = torch.autograd.grad(values.sum(), points, retain_graph=retain_graph)
+    """Gradient of the sum of ``values`` (N,) with respect to ``points`` (N, C, H, W), see :func:`finite`.
+
+    Raises
+    ------
+    InputError : there is none, because the model cuts the graph, by rounding in NumPy or the like.
+    """
+    gradients = None
+    if values.requires_grad:
+        (gradients,) = torch.autograd.grad(values.sum(), points, retain_graph=retain_graph, allow_unused=True)
+    if gradients is None:
+        allowed = "this attack needs them with respect to the images; one without, such as Square, does not"
+        raise InputError("model", "logits without a gradient", allowed)
     return finite(gradients)
 
 
