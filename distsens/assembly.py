@@ -20,7 +20,7 @@ from distsens.errors import InputError
 from distsens.experiment import Attack, Experiment, Precision
 from distsens.networks import laid_out
 from distsens.objectives import Objective, alp, fast_at, free_at, mart, nat, pgd_at, standard, trades
-from distsens.sensitivity import Stabilizer, Stabilizing
+from distsens.sensitivity import Stabilizer, Stabilizing, neuron_counts
 from distsens.training import (
     TRAINING_ATTACK,
     Alarm,
@@ -236,6 +236,20 @@ def build_step(experiment: Experiment, state: TrainingState, model: nn.Module, l
         experiment.training.sync_batch_norm,
     )
     return FreeStep(step, experiment.objective.replays) if experiment.objective.name == "free_at" else step
+
+
+def count_neurons(experiment: Experiment, model: nn.Module, shape: tuple[int, int, int]) -> dict[str, int]:
+    """Neurons of the layers that are stabilized or, where nothing is, measured; in the order of the forward.
+
+    Without stabilizing ``"auto"`` leaves out layers that cannot be read image by image: no training needs them.
+    """
+    sns = experiment.stabilize
+    try:
+        return neuron_counts(model, sns.layers, torch.zeros(1, *shape), readable=sns.weight == 0)
+    except InputError as error:
+        if error.field != "layers":
+            raise
+        raise InputError("stabilize.layers", error.value, error.allowed) from None
 
 
 def build_stabilizer(experiment: Experiment, neurons: Mapping[str, int], device: torch.device) -> Stabilizer | None:

@@ -13,7 +13,6 @@ from distsens.data import DATASETS, augment, to_pixels
 from distsens.experiment import Experiment, load_recipe, merge
 from distsens.randomness import sample_keys
 from distsens.search import SweepPlan
-from distsens.sensitivity import match_layers, neuron_counts
 from distsens.training import Batch, TrainingState
 
 FOLDER = Path(__file__).parents[1] / "jobs" / "recipes"
@@ -55,8 +54,8 @@ def test_the_parts_of_a_recipe_take_a_training_step_together(recipe: str) -> Non
     experiment = Experiment.parse(merge(fields_of(recipe), {"attack": {"steps": 1}}))
     shape, classes = shape_and_classes(recipe, experiment.data.name)
     model = assembly.build_model(experiment, shape, classes)
-    layers = match_layers(model, experiment.stabilize.layers)
-    neurons = neuron_counts(model, layers, torch.zeros(1, *shape))
+    neurons = assembly.count_neurons(experiment, model, shape)
+    layers = tuple(neurons)
     stabilizer = assembly.build_stabilizer(experiment, neurons, torch.device("cpu"))
     state = TrainingState(model, assembly.build_optimizer(experiment, model), None, stabilizer)
     step = assembly.build_step(experiment, state, model, layers)

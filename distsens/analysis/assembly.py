@@ -5,11 +5,12 @@ from __future__ import annotations
 import io
 import re
 import zipfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-from torch import nn
+from torch import Tensor, nn
 
 from distsens.analysis.description import Analysis
 from distsens.analysis.measurement import MeasurementPlan
@@ -47,12 +48,12 @@ def _attack(analysis: Analysis, name: AttackName, threat: Threat) -> GradientAtt
     )
 
 
-def build_plan(analysis: Analysis, threat: Threat, model: nn.Module, classes: int) -> MeasurementPlan:
-    """What is measured of one model."""
+def build_plan(analysis: Analysis, threat: Threat, layers: Sequence[str], classes: int) -> MeasurementPlan:
+    """What is measured of one model, in layers of these names."""
     return MeasurementPlan(
         build_conditions(analysis, threat),
         threat.norm,
-        match_layers(model, analysis.layers),
+        tuple(layers),
         classes if classes <= analysis.by_class else 0,
         analysis.seed,
         analysis.batch_size,
@@ -60,11 +61,12 @@ def build_plan(analysis: Analysis, threat: Threat, model: nn.Module, classes: in
     )
 
 
-def intervened_layers(analysis: Analysis, model: nn.Module) -> tuple[str, ...]:
-    """The measured layers that are intervened on."""
-    measured = match_layers(model, analysis.layers)
+def intervened_layers(
+    analysis: Analysis, model: nn.Module, measured: Sequence[str], example: Tensor
+) -> tuple[str, ...]:
+    """The measured layers that are intervened on; ``example`` is images (N, C, H, W) of the model."""
     try:
-        wanted = set(match_layers(model, analysis.ablation.layers))
+        wanted = set(match_layers(model, analysis.ablation.layers, example))
     except InputError as error:
         raise InputError("ablation.layers", error.value, error.allowed) from None
     if not wanted & set(measured):

@@ -52,7 +52,7 @@ def probe(model: nn.Module, images: Tensor, layers: Layers = "auto", batch_size:
         silent = (wide.amax(2) <= 0).double().sum(0)
         return wide.mean(2).sum(0), wide.abs().mean(2).sum(0), silent, outputs.shape[2]
 
-    names = match_layers(model, layers)
+    names = match_layers(model, layers, images)
     sums: dict[str, list[Tensor]] = {}
     positions: dict[str, int] = {}
     kinds = {}
@@ -102,7 +102,7 @@ def measure(
             "adversarial", tuple(adversarial.shape), f"it must have the benign shape {tuple(benign.shape)}"
         )
     known = torch.zeros(len(benign), dtype=torch.int64, device=benign.device)
-    plan = MeasurementPlan({}, norm, match_layers(model, layers), 0, seed=seed, batch_size=batch_size)
+    plan = MeasurementPlan({}, norm, match_layers(model, layers, benign), 0, seed=seed, batch_size=batch_size)
     numbers = torch.arange(len(benign), device=benign.device)
     found, _ = measure_images(model, benign, known, numbers, plan, pairs=adversarial)
     meters = {SAVED: found.meters[SAVED], NOISE: found.meters[NOISE]}

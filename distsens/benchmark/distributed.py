@@ -25,7 +25,6 @@ from distsens.benchmark.processes import follow_memory
 from distsens.benchmark.rounds import Spread
 from distsens.evaluation import Measurement, measure
 from distsens.experiment import Experiment, Precision, merge
-from distsens.sensitivity import match_layers, neuron_counts
 from distsens.training import TrainingState, Watchers, train
 
 _OVERHEAD_PERCENT, _SCALING = 5.0, 1.7
@@ -138,8 +137,8 @@ def _train_here(experiment: Experiment, device: torch.device) -> float:
     torch.set_num_threads(experiment.workers.cpus)
     dataset = assembly.load_data(experiment)
     model = assembly.build_model(experiment, dataset.shape, len(dataset.classes))
-    layers = match_layers(model, experiment.stabilize.layers)
-    neurons = neuron_counts(model, layers, torch.zeros(1, *dataset.shape))
+    neurons = assembly.count_neurons(experiment, model, dataset.shape)
+    layers = tuple(neurons)
     model = model.to(device)
     state = TrainingState(model, assembly.build_optimizer(experiment, model))
     images, labels = dataset.train.tensors()

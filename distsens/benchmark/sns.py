@@ -25,7 +25,7 @@ def measure_sns(subject: Subject, rounds: int) -> list[Finding]:
         "step": own_step(subject, subject.low),
         "step with SNS": own_step(subject, subject.low | _SNS, sns_weight=1.0),
         "evaluation": _evaluation(subject, ()),
-        "probed evaluation": _evaluation(subject, match_layers(subject.network, "auto")),
+        "probed evaluation": _evaluation(subject, match_layers(subject.network, "auto", subject.images[:1])),
     }
     if subject.precision != "fp32":
         contenders |= {

@@ -15,7 +15,7 @@ from distsens.benchmark.finding import Finding
 from distsens.benchmark.peers import MODULES, art_madry_step
 from distsens.benchmark.rounds import Timings, median_seconds, ratios, take_turns
 from distsens.benchmark.subject import Subject
-from distsens.sensitivity import match_layers, neuron_counts
+from distsens.sensitivity import neuron_counts
 from distsens.training import Batch, TrainingState
 
 _BETA = 6.0
@@ -52,8 +52,8 @@ def own_step(subject: Subject, changes: Mapping[str, Any], *, sns_weight: float 
     """A step of a training as an experiment describes it, on the batch of a number."""
     experiment = subject.experiment(changes)
     network = subject.fresh().train()
-    layers = match_layers(network, experiment.stabilize.layers)
-    neurons = neuron_counts(network, layers, subject.images[:1])
+    neurons = neuron_counts(network, experiment.stabilize.layers, subject.images[:1])
+    layers = tuple(neurons)
     stabilizer = assembly.build_stabilizer(experiment, neurons, subject.device)
     state = TrainingState(network, assembly.build_optimizer(experiment, network), None, stabilizer)
     step = assembly.build_step(experiment, state, network, layers)

@@ -141,6 +141,7 @@ def _analyse(checked: CheckedAnalysis, name: str, view: AnalysisView) -> _Found:
             name,
             analysis,
             checked.subjects,
+            tuple(tuple(neurons) for neurons in checked.layers),
             checked.threat,
             first.dataset.shape,
             len(first.dataset.classes),

@@ -93,9 +93,10 @@ def check_analysis(analysis: Analysis, tell: Callable[[str], None] = lambda _: N
     layers, intervened = [], []
     for one in examinations:
         network = one.subject.build(one.dataset.shape, len(one.dataset.classes))
-        build_plan(analysis, threat, network, len(one.dataset.classes))
-        layers.append(neuron_counts(network, analysis.layers, torch.zeros(1, *one.dataset.shape)))
-        intervened.append(intervened_layers(analysis, network))
+        example = torch.zeros(1, *one.dataset.shape)
+        layers.append(neuron_counts(network, analysis.layers, example))
+        build_plan(analysis, threat, tuple(layers[-1]), len(one.dataset.classes))
+        intervened.append(intervened_layers(analysis, network, tuple(layers[-1]), example))
     if analysis.output is not None:
         open_place(analysis.output).check_writable()
     subjects = [one.subject for one in examinations]

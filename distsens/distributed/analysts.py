@@ -44,7 +44,7 @@ class AnalystAssignment:
     """What every analyst is told.
 
     name : of the analysis, for the logs.
-    subjects : the models. threat : the ball of the first condition.
+    subjects : the models. layers : of each, the names of those measured. threat : the ball of the first condition.
     numbers : within the whole split, of the images in the analysed one.
     images, labels : object references of the analysed split.
     pairs : reference of the saved twins of the split, (N, C, H, W); None where they are made.
@@ -53,6 +53,7 @@ class AnalystAssignment:
     name: str
     analysis: Analysis
     subjects: tuple[Subject, ...]
+    layers: tuple[tuple[str, ...], ...]
     threat: Threat
     shape: tuple[int, int, int]
     classes: int
@@ -157,7 +158,7 @@ class _Desk:
             self._built = None
             network = self._build(model)
             assignment = self._assignment
-            plan = build_plan(assignment.analysis, assignment.threat, network, assignment.classes)
+            plan = build_plan(assignment.analysis, assignment.threat, assignment.layers[model], assignment.classes)
             self._built = (model, network, plan)
         return self._built[1], self._built[2]
 

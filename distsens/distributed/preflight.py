@@ -17,7 +17,6 @@ from distsens.data import Dataset, Extra, augment, rank_share, steps_per_epoch
 from distsens.distributed.cluster import check_capacity_here, job_submission_id
 from distsens.errors import InputError
 from distsens.experiment import Experiment
-from distsens.sensitivity import neuron_counts
 from distsens.storage import LocalPlace, Place, open_place
 from distsens.tracking import check_tracking, without_password
 from distsens.training import keeping_statistics, own_forwards
@@ -79,10 +78,7 @@ def check_against(experiment: Experiment, dataset: Dataset, extra: Extra) -> tup
         torch.zeros(1, *dataset.shape, dtype=torch.uint8), experiment.data.augment, torch.zeros(1, dtype=torch.int64)
     )
     model = assembly.build_model(experiment, dataset.shape, len(dataset.classes))
-    try:
-        neurons = neuron_counts(model, experiment.stabilize.layers, torch.zeros(1, *dataset.shape))
-    except InputError as error:
-        raise InputError("stabilize.layers", error.value, error.allowed) from None
+    neurons = assembly.count_neurons(experiment, model, dataset.shape)
     _check_gradients(experiment, model, dataset.shape)
     _check_halves(experiment, model, dataset.shape)
     assembly.build_stabilizer(experiment, neurons, _CPU)  # refuses settings that cannot work

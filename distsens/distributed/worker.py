@@ -24,7 +24,6 @@ from distsens.distributed.monitor import ActorTold, EndedEarly, EpochFinished, E
 from distsens.distributed.streaming import stream
 from distsens.evaluation import Measurement, measure
 from distsens.experiment import Experiment
-from distsens.sensitivity import match_layers, neuron_counts
 from distsens.storage import RUN_FILE, Checkpoints, open_place
 from distsens.training import (
     WEIGHTS,
@@ -118,8 +117,8 @@ class _Worker:
         self._last_progress = 0.0
 
         model = assembly.build_model(experiment, job.shape, job.classes)
-        self.layers = match_layers(model, experiment.stabilize.layers)
-        self.neurons = neuron_counts(model, self.layers, torch.zeros(1, *job.shape))
+        self.neurons = assembly.count_neurons(experiment, model, job.shape)
+        self.layers = tuple(self.neurons)
         model = model.to(self.device)
         stabilizer = assembly.build_stabilizer(experiment, self.neurons, self.device)
         self.state = TrainingState(

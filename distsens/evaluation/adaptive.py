@@ -202,7 +202,7 @@ class _Learnt:
 def _learn(attack: Adaptive, model: nn.Module, logits: Logits, device: torch.device) -> _Learnt:
     """Go over the pool in parts, keeping sums, and of the last layer the features."""
     images, labels = attack.pool.images.to(device), attack.pool.labels.to(device)
-    layers = tuple(match_layers(model, attack.layers))
+    layers = match_layers(model, attack.layers, images)
     pgd = GradientAttack(attack.threat, _POOL_STEPS, 2.5 * attack.threat.eps / _POOL_STEPS)
     parts, pairs = torch.arange(len(images), device=device).split(_PAIRS_AT_A_TIME), []
     meter = SensitivityMeter(device=device)
@@ -212,6 +212,7 @@ def _learn(attack: Adaptive, model: nn.Module, logits: Logits, device: torch.dev
         with summing, torch.no_grad():
             logits(pairs[-1])
         meter.add(summing.outputs)
+    layers = tuple(summing.outputs)  # in the order of the forward, so that the last is the last
     neurons = StabilizedNeurons.of(attack.stabilizing, meter.compute())
 
     change = term = torch.zeros((), dtype=torch.float64, device=device)

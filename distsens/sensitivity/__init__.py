@@ -7,6 +7,7 @@ from distsens.sensitivity.correlate import NeuronCorrelation
 from distsens.sensitivity.extremes import TopImages
 from distsens.sensitivity.follow import Turnover, chance_jaccard, jaccard, rank_correlation, ranks, turnover
 from distsens.sensitivity.intervene import Intervention, Overwriting, constant_neurons, take_neurons
+from distsens.sensitivity.layers import match_layers
 from distsens.sensitivity.measure import (
     RELATIVE_FLOOR,
     LayerSensitivity,
@@ -18,8 +19,9 @@ from distsens.sensitivity.measure import (
     relative_divisor,
 )
 from distsens.sensitivity.noise import NoiseNorm, same_norm_noise
-from distsens.sensitivity.probe import ActivationProbe, match_layers, neuron_counts, split_pairs
+from distsens.sensitivity.probe import ActivationProbe, neuron_counts, split_pairs
 from distsens.sensitivity.select import Selection, kept_fraction, order_neurons, select_neurons, selected_count
+from distsens.sensitivity.shared_noise import SharedNoise
 from distsens.sensitivity.stabilize import (
     Distance,
     Measure,
@@ -51,6 +53,7 @@ __all__ = [
     "Replacement",
     "Selection",
     "SensitivityMeter",
+    "SharedNoise",
     "Stabilizer",
     "Stabilizing",
     "StatisticsMeter",

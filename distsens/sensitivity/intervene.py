@@ -13,7 +13,9 @@ from torch import Tensor, nn
 
 from distsens.errors import InputError
 from distsens.networks import as_written, unwrapped
-from distsens.sensitivity.probe import NOT_CALLED, as_neurons, match_layers, neuron_axis
+from distsens.sensitivity.image_rows import ImageRows, images_of
+from distsens.sensitivity.layers import NOT_CALLED, match_layers
+from distsens.sensitivity.neurons import as_neurons, as_output, neuron_axis
 
 
 @dataclass(frozen=True)
@@ -52,13 +54,17 @@ class Intervention:
         self._model = model
         self._layers = {name: layers[name] for name in match_layers(model, list(layers))} if layers else {}
         self._silent: set[str] = set()
+        self._rows = ImageRows()
         self._around = ExitStack()
 
     def __enter__(self) -> Intervention:
         self._silent = set(self._layers)
+        self._rows.forget()
         self._around.enter_context(as_written(self._model))
+        network = unwrapped(self._model)
+        self._around.callback(network.register_forward_pre_hook(self._begin, with_kwargs=True).remove)
         for name, overwriting in self._layers.items():
-            module = unwrapped(self._model).get_submodule(name)
+            module = network.get_submodule(name)
             self._around.callback(module.register_forward_hook(self._hook(name, overwriting)).remove)
         return self
 
@@ -69,22 +75,24 @@ class Intervention:
         if kind is None and self._silent:
             raise InputError("layers", min(self._silent), NOT_CALLED)
 
+    def _begin(self, network: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        self._rows.begin(network, images_of(args, kwargs), list(self._layers))
+
     def _hook(self, name: str, overwriting: Overwriting) -> Callable[[nn.Module, Any, Any], Tensor | None]:
         def hook(module: nn.Module, inputs: object, output: Tensor) -> Tensor | None:  # noqa: ARG001
             self._silent.discard(name)
-            return _overwritten(module, output, overwriting) if len(overwriting.neurons) else None
+            if len(overwriting.neurons) == 0:
+                return None
+            return _overwritten(module, output, overwriting, self._rows.of(name, output))
 
         return hook
 
 
-def _overwritten(module: nn.Module, output: Tensor, overwriting: Overwriting) -> Tensor:
-    axis = neuron_axis(module, output)
-    shape = as_neurons(module, output).shape
+def _overwritten(module: nn.Module, output: Tensor, overwriting: Overwriting, rows: int) -> Tensor:
+    shape = as_neurons(module, output, rows).shape
     wanted = overwriting.values.to(output).expand(shape[0], len(overwriting.neurons), shape[2])
-    # From (N, k, positions) to the layer's own layout.
-    places = [size for dimension, size in enumerate(output.shape) if dimension not in (0, axis)]
-    wanted = wanted.reshape(shape[0], -1, *places).movedim(1, axis)
-    return output.index_copy(axis, overwriting.neurons.to(output.device), wanted)
+    wanted = as_output(module, wanted, output, rows)
+    return output.index_copy(neuron_axis(module, output), overwriting.neurons.to(output.device), wanted)
 
 
 def take_neurons(outputs: Mapping[str, Tensor], neurons: Mapping[str, Tensor]) -> dict[str, Overwriting]:

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pytest
+import torch
 from torch import nn
 
 from distsens.analysis import Analysis, build_conditions, build_plan, find_pairs, intervened_layers, read_pairs
@@ -47,13 +48,14 @@ def test_conditions_are_the_attacks_then_the_radii() -> None:
     assert build_conditions(analysis(pairs="somewhere"), THREAT) == {}
 
 
-def test_layers_are_those_measured_and_among_them_those_intervened_on() -> None:
-    assert build_plan(analysis(), THREAT, MODEL, 3).layers == ("0", "2")
-    assert intervened_layers(analysis(ablation={"layers": ["2"]}), MODEL) == ("2",)
+def test_layers_intervened_on_are_among_those_measured() -> None:
+    images = torch.zeros(1, 1, 4, 4)
+    assert build_plan(analysis(), THREAT, ("0", "2"), 3).layers == ("0", "2")
+    assert intervened_layers(analysis(ablation={"layers": ["2"]}), MODEL, ("0", "2"), images) == ("2",)
     with pytest.raises(InputError, match=r"ablation.layers.*measured are 0"):
-        intervened_layers(analysis(layers=["0"], ablation={"layers": ["2"]}), MODEL)
-    assert build_plan(analysis(), THREAT, MODEL, 101).classes == 0
-    assert build_plan(analysis(by_class=101), THREAT, MODEL, 101).classes == 101
+        intervened_layers(analysis(ablation={"layers": ["2"]}), MODEL, ("0",), images)
+    assert build_plan(analysis(), THREAT, ("0", "2"), 101).classes == 0
+    assert build_plan(analysis(by_class=101), THREAT, ("0", "2"), 101).classes == 101
 
 
 def test_saved_pairs_are_read_in_the_order_of_their_images(tmp_path: Path) -> None:

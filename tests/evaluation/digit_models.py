@@ -57,7 +57,7 @@ def _trained(epochs: int, weight: float | None, *, robust: bool) -> nn.Module:
             nn.ReLU(),
             nn.Linear(64, 10),
         )
-    layers = match_layers(model, "auto")
+    layers = match_layers(model, "auto", images[:1])
     stabilizer = Stabilizer(STABILIZING, neuron_counts(model, layers, images[:1])) if weight else None
     step = TrainingStep(
         model,

@@ -49,7 +49,7 @@ def test_a_transformer_refuses_other_images(name: str, patch: int, shape: tuple[
 @pytest.mark.parametrize("name", NAMES)
 def test_each_layer_is_called_once_in_a_forward(name: str) -> None:
     network = built(name).network
-    layers = match_layers(network, "auto")
+    layers = match_layers(network, "auto", torch.zeros(1, 3, 8, 8))
     calls: Counter[str] = Counter()
     hooks = [
         network.get_submodule(path).register_forward_hook(lambda *_, path=path: calls.update([path])) for path in layers

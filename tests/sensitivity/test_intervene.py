@@ -12,6 +12,7 @@ from distsens.sensitivity import (
     PairForwards,
     constant_neurons,
     flipped_at,
+    match_layers,
     take_neurons,
 )
 
@@ -51,7 +52,7 @@ def pairs() -> tuple[Tensor, Tensor]:
 
 
 def first_layer(model: nn.Module) -> str:
-    return ActivationProbe(model, "auto").layers[0]
+    return match_layers(model, "auto", torch.zeros(1, 1, 8, 8))[0]
 
 
 def test_what_is_overwritten_is_what_the_next_layers_see(model: nn.Module, pairs: tuple[Tensor, Tensor]) -> None:
@@ -74,7 +75,7 @@ def test_a_whole_layer_of_another_image_is_that_image_in_a_sequence(
 ) -> None:
     benign, adversarial = (images.to(memory_format=layout) for images in pairs)
     model = model.to(memory_format=layout)
-    for layer in ActivationProbe(model, "auto").layers:
+    for layer in match_layers(model, "auto", benign):
         forwards = PairForwards(model, [layer], benign, adversarial)
         with ActivationProbe(model, layer) as probe, torch.no_grad():
             model(benign)

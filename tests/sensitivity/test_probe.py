@@ -79,21 +79,25 @@ def test_names_and_globs_reach_nested_modules_in_the_models_order_each_once(mode
     )
 
 
-def test_auto_takes_convolutions_and_linear_layers_but_not_the_logits(model: Nested) -> None:
-    assert match_layers(model, ["auto"]) == (*CALLED, "unused")
+def test_auto_takes_the_convolutions_and_linear_layers_of_a_forward_but_not_the_logits(
+    model: Nested, images: Tensor
+) -> None:
+    assert match_layers(model, ["auto"], images) == CALLED
+    with pytest.raises(InputError, match="'auto'; a forward decides which layers it means"):
+        match_layers(model, ["auto"])
 
 
-def test_one_pattern_may_be_given_without_a_list(model: Nested) -> None:
-    assert match_layers(model, "auto") == match_layers(model, ["auto"])
+def test_one_pattern_may_be_given_without_a_list(model: Nested, images: Tensor) -> None:
+    assert match_layers(model, "auto", images) == match_layers(model, ["auto"], images)
     assert match_layers(model, "head.2") == ("head.2",)
 
 
-def test_auto_may_be_joined_with_names(model: Nested) -> None:
-    assert set(match_layers(model, ["auto", "head.4"])) == {*CALLED, "unused", "head.4"}
+def test_auto_may_be_joined_with_names(model: Nested, images: Tensor) -> None:
+    assert match_layers(model, ["unused", "auto", "head.4"], images) == (*CALLED, "head.4", "unused")
 
 
 def test_auto_on_a_vision_transformer_skips_the_projections_inside_attention() -> None:
-    layers = match_layers(tiny_vit(), ["auto"])
+    layers = match_layers(tiny_vit(), ["auto"], torch.zeros(1, 3, 8, 8))
     assert layers == (
         "conv_proj",
         *(f"encoder.layers.encoder_layer_{block}.mlp.{linear}" for block in range(2) for linear in (0, 3)),
@@ -126,8 +130,8 @@ def test_a_pattern_that_matches_nothing_is_named_with_examples_of_what_would(mod
 
 
 def test_auto_without_a_hidden_layer_says_which_layers_there_are() -> None:
-    with pytest.raises(InputError, match=r"'auto'.*e\.g\. flatten, fc"):
-        match_layers(nn.Sequential(OrderedDict(flatten=nn.Flatten(), fc=nn.Linear(4, 2))), ["auto"])
+    with pytest.raises(InputError, match=r"'auto'.*e\.g\. fc"):
+        match_layers(nn.Sequential(OrderedDict(flatten=nn.Flatten(), fc=nn.Linear(4, 2))), ["auto"], torch.zeros(1, 4))
 
 
 # What is read.
@@ -240,8 +244,13 @@ def test_a_probe_can_be_used_again_and_keeps_nothing_from_before(model: Nested, 
     with pytest.raises(InputError, match="not called"), probe:
         pass
     with probe:
-        model.network["stem"](images[:1])
+        model(images[:1])
     assert probe.outputs["network.stem"].shape[0] == 1
+
+
+def test_a_layer_called_outside_of_the_models_forward_is_an_error(model: Nested, images: Tensor) -> None:
+    with pytest.raises(InputError, match=r"network\.stem.*images are unknown"), ActivationProbe(model, "network.stem"):
+        model.network["stem"](images)
 
 
 def test_a_layer_called_twice_in_one_forward_is_an_error_that_says_so(images: Tensor) -> None:
@@ -253,7 +262,7 @@ def test_a_layer_called_twice_in_one_forward_is_an_error_that_says_so(images: Te
 
 
 def test_a_layer_that_is_not_called_is_an_error(model: Nested, images: Tensor) -> None:
-    with pytest.raises(InputError, match=r"'unused'.*not called"), ActivationProbe(model, ["auto"]):
+    with pytest.raises(InputError, match=r"'unused'.*not called"), ActivationProbe(model, ["auto", "unused"]):
         model(images)
     assert hooks(model) == 0
 
@@ -311,7 +320,7 @@ def process_group(tmp_path: Path) -> Iterator[None]:
 @pytest.mark.usefixtures("process_group")
 def test_a_wrapper_for_data_parallel_training_is_looked_through(model: Nested, images: Tensor) -> None:
     wrapped = DistributedDataParallel(model)
-    assert match_layers(wrapped, ["auto", "head.?"]) == match_layers(model, ["auto", "head.?"])
+    assert match_layers(wrapped, ["auto", "head.?"], images) == match_layers(model, ["auto", "head.?"], images)
     with ActivationProbe(wrapped, CALLED) as probe:
         wrapped(images)
     assert tuple(probe.outputs) == CALLED

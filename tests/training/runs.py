@@ -15,7 +15,6 @@ from distsens import assembly
 from distsens.data import Dataset, Images
 from distsens.evaluation import Measurement, measure
 from distsens.experiment import Experiment, merge
-from distsens.sensitivity import match_layers, neuron_counts
 from distsens.training import (
     Plan,
     Progress,
@@ -108,8 +107,8 @@ def digits_run(
     dataset = dataset or assembly.load_data(experiment)
     torch.manual_seed(experiment.seed)
     model = network().to(memory_format=torch.channels_last)
-    layers = match_layers(model, experiment.stabilize.layers)
-    neurons = neuron_counts(model, layers, torch.zeros(1, *dataset.shape))
+    neurons = assembly.count_neurons(experiment, model, dataset.shape)
+    layers = tuple(neurons)
     device = torch.device("cpu")
     stabilizer = assembly.build_stabilizer(experiment, neurons, device)
     state = TrainingState(

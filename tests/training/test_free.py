@@ -29,7 +29,7 @@ def batch(seed: int, count: int = 6) -> Batch:
 
 
 def free_step(model: nn.Module, replays: int, norm: Any = "linf", sns: Stabilizing | None = None) -> FreeStep:
-    layers = match_layers(model, "auto")
+    layers = match_layers(model, "auto", torch.zeros(1, 1, 6, 6))
     stabilizer = Stabilizer(sns, neuron_counts(model, layers, torch.zeros(1, 1, 6, 6))) if sns else None
     optimizer = torch.optim.SGD(model.parameters(), lr=LR)
     attack = GradientAttack(Threat(norm, EPS), steps=99, step_size=99.0)

@@ -33,7 +33,7 @@ def batch(seed: int = 0, count: int = 6) -> Batch:
 
 def step_of(model: nn.Module, objective: Objective, settings: Stabilizing | None = None, **parts: Any) -> TrainingStep:
     """A step of plain gradient descent with learning rate 1, whose change of the parameters is the gradient."""
-    layers = match_layers(model, "auto")
+    layers = match_layers(model, "auto", torch.zeros(1, 1, 6, 6))
     stabilizer = Stabilizer(settings, neuron_counts(model, layers, torch.zeros(1, 1, 6, 6))) if settings else None
     return TrainingStep(
         model, torch.optim.SGD(model.parameters(), lr=1.0), objective, ATTACK, stabilizer, layers if settings else (),
