@@ -201,7 +201,7 @@ class Stabilize(Section):
     layers: tuple[str, ...] = Field(
         ("auto",),
         min_length=1,
-        description="Layers: names, globs, or auto (all convolutions and linear layers but the logits).",
+        description="Layers: names, globs, or auto (convolutions and linear layers called once, but the logits).",
     )
     distance: Literal["l1", "l2", "cosine"] = Field(
         "l1", description="Distance between benign and adversarial outputs."

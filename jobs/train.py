@@ -124,7 +124,7 @@ def _show_checked(console: Any, experiment: Experiment, checked: Any) -> None:
         f"data {data.name}: {len(data.train)} training{limited}, {len(data.validation)} validation "
         f"and {len(data.test)} test images of shape {data.shape}, {len(data.classes)} classes{extra}\n"
         f"model {experiment.model.name}: {checked.parameters:,} parameters\n"
-        f"layers {', '.join(f'{layer} ({count})' for layer, count in checked.neurons.items())}\n"
+        f"layers {', '.join(f'{layer} ({count})' for layer, count in checked.neurons.items()) or 'none'}\n"
         f"storage {checked.storage.url}\n"
         f"tracking {checked.tracking_uri}\n"
         f"workers {experiment.workers.num}\n"

@@ -17,12 +17,14 @@ from distsens.data import Dataset, Extra, augment, rank_share, steps_per_epoch
 from distsens.distributed.cluster import check_capacity_here, job_submission_id
 from distsens.errors import InputError
 from distsens.experiment import Experiment
+from distsens.sensitivity import unreadable_layers
 from distsens.storage import LocalPlace, Place, open_place
 from distsens.tracking import check_tracking, without_password
 from distsens.training import keeping_statistics, own_forwards
 
 TRACKING_VARIABLE = "MLFLOW_TRACKING_URI"
 _FILES_NAMED = 5
+_LAYERS_NAMED = 5
 _CPU = torch.device("cpu")
 
 
@@ -64,7 +66,12 @@ def check(experiment: Experiment, tell: Callable[[str], None] = lambda _: None) 
         storage,
         uri,
         artifacts,
-        (*data_notices(dataset), *_notices(experiment), *_statistics_notices(experiment, model)),
+        (
+            *data_notices(dataset),
+            *_notices(experiment),
+            *_layer_notices(experiment, model, dataset.shape),
+            *_statistics_notices(experiment, model),
+        ),
     )
 
 
@@ -242,6 +249,19 @@ def _statistics_notices(experiment: Experiment, model: nn.Module) -> tuple[str, 
     return (
         f"{len(names)} batch-norm layers have a forward of their own ({names[0]}): where it does not call that of "
         "torch, the statistics stay those of each worker, and the number of workers matters",
+    )
+
+
+def _layer_notices(experiment: Experiment, model: nn.Module, shape: tuple[int, int, int]) -> tuple[str, ...]:
+    """Which layers are not measured although ``"auto"`` means them: without SNS they need not be."""
+    if "auto" not in experiment.stabilize.layers:
+        return ()
+    missed = unreadable_layers(model, torch.zeros(1, *shape))
+    some = ", ".join(missed[:_LAYERS_NAMED]) + (", ..." if len(missed) > _LAYERS_NAMED else "")
+    return (
+        (f"the sensitivity of {len(missed)} layers is not measured, as no dimension says which image is which: {some}",)
+        if missed
+        else ()
     )
 
 

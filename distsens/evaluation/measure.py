@@ -65,7 +65,7 @@ def measure(
     images, labels : the whole split, uint8 (N, C, H, W), in memory or in files, and int64 (N,), the same on every
         worker.
     attacks : by name; the first one's examples are the twins that sensitivity is measured on.
-    layers, neurons : what to measure, and the number of neurons of each layer (see ``neuron_counts``).
+    layers, neurons : what to measure, and the number of neurons of each layer (see ``neuron_counts``); may be none.
     batch_size : images at a time on this worker.
     seed : random starts depend on it, the attack's name and the image's number alone.
     on_images : told after every batch how many images this worker has done.
@@ -87,16 +87,18 @@ def measure(
                 verdicts.append(verdicts[0] & (_logits(model, twins).argmax(1) == y))
             else:
                 logits, sums = _measured_logits(model, torch.cat([x, twins]), layers)
-                meter.add(sums)
+                if layers:
+                    meter.add(sums)
                 clean_right, robust_right = (half.argmax(1) == y for half in logits.chunk(2))
                 verdicts = [clean_right, clean_right & robust_right]
         counts += torch.stack(verdicts).sum(1)
         on_images(rows.stop - share.start)
     if workers > 1:
         dist.all_reduce(counts)
-    meter.reduce()
+    if layers:
+        meter.reduce()
     clean, *robust = (int(count) for count in counts.tolist())
-    sensitivity = {layer: values.cpu() for layer, values in meter.compute().items()}
+    sensitivity = {layer: values.cpu() for layer, values in meter.compute().items()} if layers else {}
     return Measurement(len(images), clean, dict(zip(attacks, robust, strict=True)), sensitivity)
 
 

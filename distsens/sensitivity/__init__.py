@@ -7,7 +7,7 @@ from distsens.sensitivity.correlate import NeuronCorrelation
 from distsens.sensitivity.extremes import TopImages
 from distsens.sensitivity.follow import Turnover, chance_jaccard, jaccard, rank_correlation, ranks, turnover
 from distsens.sensitivity.intervene import Intervention, Overwriting, constant_neurons, take_neurons
-from distsens.sensitivity.layers import match_layers
+from distsens.sensitivity.layers import match_layers, unreadable_layers
 from distsens.sensitivity.measure import (
     RELATIVE_FLOOR,
     LayerSensitivity,
@@ -83,4 +83,5 @@ __all__ = [
     "stabilizing_distance",
     "take_neurons",
     "turnover",
+    "unreadable_layers",
 ]

@@ -59,6 +59,12 @@ def match_layers(
     return tuple(name for name in order if name in chosen)
 
 
+def unreadable_layers(model: nn.Module, images: Tensor) -> tuple[str, ...]:
+    """Those that ``"auto"`` means, but that cannot be read image by image."""
+    found = survey(unwrapped(model), images)
+    return tuple(name for name in found.hidden if name in found.faults)
+
+
 def _auto(
     network: nn.Module, images: Tensor | None, names: Sequence[str], *, readable: bool
 ) -> tuple[set[str], Sequence[str]]:

@@ -120,7 +120,11 @@ class _Watch:
     def __init__(self, network: nn.Module, images: int) -> None:
         self._network = network
         self._images = images
-        self._names = {module: name for name, module in network.named_modules() if name}
+        self._names = {
+            module: name
+            for name, module in network.named_modules()
+            if name and not isinstance(module, torch.jit.ScriptModule)  # a program has no layers
+        }
         self._seen: dict[str, _Seen] = {}
         self._asked: set[str] | None = None
         self._odd = 0

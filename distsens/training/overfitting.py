@@ -62,11 +62,10 @@ def catastrophic_overfitting(
     robust = last.robust_accuracy
     if trained - robust < alarm.gap or robust > alarm.fall * best.robust_accuracy:
         return None
-    layer, rise = _steepest_rise(best, last)
     return (
         f"catastrophic overfitting at epoch {last.epoch}: accuracy is {trained:.1%} under the training attack and "
-        f"{robust:.1%} under the validation attack, after {best.robust_accuracy:.1%} at epoch {best.epoch}; "
-        f"sensitivity of layer {layer} is {rise:.1f} times what it was then"
+        f"{robust:.1%} under the validation attack, after {best.robust_accuracy:.1%} at epoch {best.epoch}"
+        f"{_steepest_rise(best, last)}"
     )
 
 
@@ -109,12 +108,14 @@ def rollback_metrics(epoch: int) -> dict[str, float]:
     return {_ROLLED_BACK_TO: float(epoch)}
 
 
-def _steepest_rise(before: EpochRecord, after: EpochRecord) -> tuple[str, float]:
-    """The layer whose mean sensitivity grew most, and how many times."""
+def _steepest_rise(before: EpochRecord, after: EpochRecord) -> str:
+    """Which layer's mean sensitivity grew most, and how many times; nothing where no layer is measured."""
     rises = {
         name.removeprefix(_SENSITIVITY): value / max(before.metrics[name], 1e-12)
         for name, value in after.metrics.items()
         if name.startswith(_SENSITIVITY)
     }
+    if not rises:
+        return ""
     layer = max(rises, key=lambda name: rises[name])
-    return layer, rises[layer]
+    return f"; sensitivity of layer {layer} is {rises[layer]:.1f} times what it was then"

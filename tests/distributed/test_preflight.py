@@ -110,6 +110,55 @@ def test_a_batch_norm_that_may_keep_its_statistics_to_itself_is_named_where_it_m
     assert checked("normed", 1).notices == checked("normed", 2, sync_batch_norm=False).notices == ()
 
 
+_LAYERS = """
+import torch
+from torch import nn
+
+class Network(nn.Module):
+    def __init__(self, classes, **layers):
+        super().__init__()
+        self.head = nn.Linear(8, classes)
+        for name, layer in layers.items():
+            self.add_module(name, layer)
+
+class Shared(Network):
+    def forward(self, images):
+        x = self.body(images.flatten(1).unflatten(1, (8, 8)).mean(2))
+        return self.head(self.again(self.again(x).relu()))
+
+class SequenceFirst(Network):
+    def forward(self, images):
+        return self.head(self.again(self.body(images.flatten(1).T[..., None]).relu()).mean(0).repeat(1, 2))
+
+def shared(*, shape, classes):
+    return Shared(classes, body=nn.Linear(8, 8), again=nn.Linear(8, 8))
+
+def only_shared(*, shape, classes):
+    return Shared(classes, body=nn.Identity(), again=nn.Linear(8, 8))
+
+def sequence_first(*, shape, classes):
+    return SequenceFirst(classes, body=nn.Linear(1, 4), again=nn.Linear(4, 4))
+"""
+
+
+def test_a_training_without_sns_takes_any_layers_and_says_which_it_cannot_measure(tmp_path: Path) -> None:
+    (tmp_path / "layers.py").write_text(_LAYERS)
+
+    def of(name: str, weight: float) -> Checked:
+        model = {"name": f"layers:{name}"}
+        return check(Experiment.parse({"model": model, "workers": {"num": 1}, "stabilize": {"weight": weight}}))
+
+    assert of("shared", 0.0).neurons == of("shared", 1.0).neurons == {"network.body": 8}
+    assert of("only_shared", 0.0).neurons == {}
+    assert of("only_shared", 0.0).notices == ()
+    with pytest.raises(InputError, match=r"stabilize.layers: got 'auto'; it matches no layer"):
+        of("only_shared", 1.0)
+    (notice,) = of("sequence_first", 0.0).notices
+    assert notice.endswith("network.body, network.again")
+    with pytest.raises(InputError, match=r"stabilize.layers: got 'network.body'; the first dimension"):
+        of("sequence_first", 1.0)
+
+
 def test_neurons_cannot_be_selected_more_rarely_than_once_an_epoch() -> None:
     fields = {"stabilize": {"weight": 1.0, "refresh_steps": 9}, "training": {"batch_size": 128}}
     with pytest.raises(InputError, match=r"stabilize.refresh_steps: got 11; at most 10, the steps of an epoch"):

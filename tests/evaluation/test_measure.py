@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -204,6 +205,13 @@ def test_two_workers_count_every_image_once_and_both_know_the_whole(model: nn.Mo
         assert result["robust_correct"] == expected.robust_correct
         for name, tensor in result["sensitivity"]["0"].items():
             torch.testing.assert_close(tensor, getattr(expected.sensitivity["0"], name), rtol=1e-5, atol=1e-7)
+
+
+def test_a_network_without_a_layer_to_measure_is_judged_all_the_same(model: nn.Module) -> None:
+    images, labels = split(7)
+    found = measured(model, images, labels, layers=(), neurons={})
+    assert found.sensitivity == {}
+    assert_same(found, replace(measured(model, images, labels), sensitivity={}))
 
 
 def assert_same(found: Measurement, expected: Measurement) -> None:

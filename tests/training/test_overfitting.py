@@ -69,6 +69,13 @@ def test_the_layer_whose_sensitivity_rose_most_is_named() -> None:
     line = catastrophic_overfitting([*history((0.8, 0.8)), record(2, 0.1, 0.8, **rises)], ALARM, CHANCE)
     assert line is not None
     assert line.endswith("sensitivity of layer conv is 3.0 times what it was then")
+    unmeasured = [
+        EpochRecord(one.epoch, {k: v for k, v in one.metrics.items() if "sens" not in k})
+        for one in history((0.8, 0.8), (0.1, 0.8))
+    ]
+    line = catastrophic_overfitting(unmeasured, ALARM, CHANCE)
+    assert line is not None
+    assert line.endswith("after 80.0% at epoch 1")
 
 
 def test_an_eps_that_is_too_large_is_no_alarm_and_neither_is_the_first_epoch() -> None:
