@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from collections import OrderedDict
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -166,10 +168,11 @@ def test_compiled_code_obeys(how: str) -> None:
 
 
 def test_a_layer_that_is_not_called_is_told() -> None:
-    network = nn.ModuleDict({"used": nn.Linear(4, 3), "idle": nn.Linear(4, 3)})
+    network = nn.Sequential(OrderedDict(used=nn.Linear(4, 3)))
+    network.used.add_module("idle", nn.Linear(4, 3))
     overwriting = Overwriting(torch.tensor([1]), torch.zeros(1, 1, 1))
     with (
-        pytest.raises(InputError, match=r"^layers: got 'idle'; the layer was not called"),
-        Intervention(network, {"used": overwriting, "idle": overwriting}),
+        pytest.raises(InputError, match=r"^layers: got 'used.idle'; the layer was not called"),
+        Intervention(network, {"used": overwriting, "used.idle": overwriting}),
     ):
-        network["used"](torch.rand(2, 4))
+        network(torch.rand(2, 4))
