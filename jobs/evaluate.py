@@ -102,6 +102,7 @@ def _evaluate(options: Options, models: Sequence[str], changes: dict[str, Any]) 
     from distsens.distributed.verification import check_judges_claim, fields_to_verify, read_claim
     from distsens.evaluation import Verification
     from distsens.report import EvaluationView, checking, show_evaluation, show_models, summary_document
+    from distsens.tracking import check_run
 
     console = Console()
     claim = None if options.verify is None else read_claim(options.verify)
@@ -142,6 +143,7 @@ def _evaluate(options: Options, models: Sequence[str], changes: dict[str, Any]) 
     for one, before in zip(checked, resumed, strict=True):
         if before is not None:
             check_same(before, one)
+            check_run(one.tracking_uri, before.mlflow_run_id)
     if options.dry_run:
         console.print("everything that can be checked is in order")
         return 0

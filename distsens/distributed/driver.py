@@ -105,7 +105,8 @@ def _open_run(
 ) -> tuple[StoredRun, TrackedRun]:
     tags = provenance_tags(experiment.workers, "jobs/train.py")
     if resumed is not None:
-        tracked = TrackedRun.reopen(checked.tracking_uri, resumed.mlflow_run_id)
+        tracked = TrackedRun.reopen(checked.tracking_uri, resumed.mlflow_run_id, artifact_root=checked.artifact_root)
+        resumed.save()  # It may have been moved.
         for tag, value in tags.items():
             tracked.set_tag(tag, value)
         return StoredRun(resumed.name, resumed.place, experiment, resumed.mlflow_run_id), tracked

@@ -18,6 +18,7 @@ from distsens.distributed.cluster import check_capacity_of_cluster, connected
 from distsens.distributed.endings import MLFLOW_STATUS, Status, cause, explain, finish
 from distsens.distributed.examination_preflight import CheckedExamination, pool
 from distsens.distributed.examiners import Assignment, Examiners, share_split
+from distsens.distributed.places import followed, pinned
 from distsens.distributed.provenance import package_versions, provenance_tags
 from distsens.distributed.signals import ignore_signals, signals_interrupt
 from distsens.errors import InputError
@@ -35,7 +36,7 @@ from distsens.evaluation import (
     verify,
 )
 from distsens.examination import Examination
-from distsens.experiment import Experiment
+from distsens.experiment import Experiment, merge
 from distsens.report import EvaluationSummary, EvaluationView, evaluation_figure
 from distsens.storage import Place, open_place, place_name, read_json, write_json
 from distsens.tracking import TrackedRun, without_password
@@ -107,7 +108,7 @@ class StoredEvaluation:
 
 
 def find_evaluation(name: str, storage_url: str) -> StoredEvaluation:
-    """The evaluation of that name in the storage, or the one at that path."""
+    """The evaluation of that name in the storage, or the one at that path; its places are those where it was found."""
     place = open_place(name) if "/" in name else open_place(storage_url).child(name)
     try:
         document = read_json(place, EVALUATION_FILE)
@@ -118,7 +119,7 @@ def find_evaluation(name: str, storage_url: str) -> StoredEvaluation:
     return StoredEvaluation(
         place_name(place.url),
         place,
-        Examination.of_document(document["examination"]),
+        Examination.of_document(followed(document["examination"], place, document["mlflow_run_id"])),
         document["mlflow_run_id"],
         document["model_sha256"],
         document["source_sha256"],
@@ -309,7 +310,10 @@ def _open(
 ) -> tuple[StoredEvaluation, TrackedRun]:
     examination, subject = checked.examination, checked.subject
     if resumed is not None:
-        return resumed, TrackedRun.reopen(checked.tracking_uri, resumed.mlflow_run_id)
+        tracked = TrackedRun.reopen(checked.tracking_uri, resumed.mlflow_run_id, artifact_root=checked.artifact_root)
+        resumed.save()  # It may have been moved.
+        return resumed, tracked
+    places = pinned(examination.tracking.uri, checked.storage, checked.tracking_uri)
     name = name_after("evaluate", subject.name)
     place = checked.storage.child(name)
     if subject.mlflow_run_id is not None:
@@ -325,7 +329,7 @@ def _open(
     stored = StoredEvaluation(
         name,
         place,
-        examination,
+        Examination.parse(merge(examination.model_dump(mode="json"), places)),
         tracked.run_id,
         subject.sha256,
         _source_sha256(checked),

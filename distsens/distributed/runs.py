@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
-import re
 import secrets
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
+from distsens.distributed.places import followed, pinned
 from distsens.errors import InputError
 from distsens.experiment import Experiment, merge
-from distsens.storage import RUN_FILE, CheckpointError, Checkpoints, Place, RunRecord, open_place, read_run, write_run
-from distsens.tracking import absolute_uri
+from distsens.storage import (
+    RUN_FILE,
+    CheckpointError,
+    Checkpoints,
+    Place,
+    RunRecord,
+    open_place,
+    place_name,
+    read_run,
+    write_run,
+)
 from distsens.training import best_epoch, stored_history
-
-_NAMES_A_USER = re.compile(r"[^:]+://[^/]*@")
 
 
 @dataclass(frozen=True)
@@ -37,19 +44,13 @@ def new_name(experiment: Experiment) -> str:
 
 
 def pin_places(experiment: Experiment, storage: Place, tracking_uri: str) -> Experiment:
-    """The experiment with the absolute addresses of its storage and MLflow store, which a resumed run goes back to.
-
-    An address with a user in it is not written down, for it may hold a secret: it stays in the environment, for the
-    resumed run as well.
-    """
-    store = absolute_uri(tracking_uri)
-    uri = experiment.tracking.uri if _NAMES_A_USER.match(store) else store
-    places = {"storage": {"path": storage.url}, "tracking": {"uri": uri}}
+    """The experiment with the absolute addresses of its storage and MLflow store; see :func:`pinned`."""
+    places = pinned(experiment.tracking.uri, storage, tracking_uri)
     return Experiment.parse(merge(experiment.model_dump(mode="json"), places))
 
 
 def find_run(name: str, storage_url: str) -> StoredRun:
-    """The run of that name in the storage, or the run at that path; its storage is the one it was found in."""
+    """The run of that name in the storage, or the run at that path; its places are those where it was found."""
     place = open_place(name) if "/" in name else open_place(storage_url).child(name)
     place.check_writable()  # First, because it gives up within seconds, and says why.
     try:
@@ -64,9 +65,8 @@ def find_run(name: str, storage_url: str) -> StoredRun:
         raise InputError(
             "resume", name, f"there is no such run in {storage_url}; the last runs there: {known}"
         ) from None
-    storage, _, found = place.url.rstrip("/").rpartition("/")
-    experiment = Experiment.parse(merge(record.experiment, {"storage": {"path": storage}}))
-    return StoredRun(found, place, experiment, record.mlflow_run_id)
+    experiment = Experiment.parse(followed(record.experiment, place, record.mlflow_run_id))
+    return StoredRun(place_name(place.url), place, experiment, record.mlflow_run_id)
 
 
 def check_checkpoints(run: StoredRun) -> None:

@@ -162,7 +162,7 @@ def _open(recipe: Mapping[str, Any], checked: CheckedSweep, view: SweepView, res
     fitting = plan.total if places is None else max(1, places // plan.base.workers.num)
     at_a_time = min(fitting, plan.total, plan.sweep.concurrent or plan.total)
     if resumed is not None:
-        tracked = TrackedRun.reopen(base.tracking_uri, resumed.mlflow_run_id)
+        tracked = TrackedRun.reopen(base.tracking_uri, resumed.mlflow_run_id, artifact_root=base.artifact_root)
         stored = replace(resumed, recipe=dict(recipe))
     else:
         name = new_name(plan.base)

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from fnmatch import fnmatch
 from typing import Any
 
+from distsens.distributed.places import followed
 from distsens.errors import InputError
-from distsens.experiment import merge
 from distsens.report.sweep import TrialState
 from distsens.search import SweepPlan
 from distsens.storage import Place, open_place, place_name, read_json, write_json
@@ -71,7 +71,7 @@ class StoredSweep:
 
 
 def find_sweep(name: str, storage_url: str) -> StoredSweep:
-    """The sweep of that name in the storage, or the one at that path."""
+    """The sweep of that name in the storage, or the one at that path; its places are those where it was found."""
     place = open_place(name) if "/" in name else open_place(storage_url).child(name)
     place.check_writable()
     try:
@@ -81,8 +81,7 @@ def find_sweep(name: str, storage_url: str) -> StoredSweep:
     if not isinstance(document, dict) or document.get("format") != _FORMAT:
         raise InputError("resume", name, f"its {SWEEP_FILE} is not of this version's format ({_FORMAT})")
     _check_tune_state(name, place)
-    # It may have been moved since.
-    recipe = merge(document["recipe"], {"storage": {"path": place.url.rstrip("/").rpartition("/")[0]}})
+    recipe = followed(document["recipe"], place, document["mlflow_run_id"])
     return StoredSweep(place_name(place.url), place, recipe, document["mlflow_run_id"])
 
 

@@ -103,6 +103,10 @@ class TrialKit:
         """Where a trial keeps what it has done."""
         return open_place(self.url).child(f"trials/{trial}")
 
+    def now(self, url: str) -> Place:
+        """Where a training of the sweep is whose address was written down, perhaps before the sweep was moved."""
+        return self.place(url.rpartition("/trials/")[2])
+
 
 def train_trial(values: dict[str, Any], kit: TrialKit) -> None:
     """The trainable that Ray Tune runs: a trial with these values by dotted field."""
@@ -136,7 +140,7 @@ def _train_in_intervals(trial: _Trial) -> None:
         update={"checkpoint": CheckpointPolicy(every=plan.sweep.interval, keep=experiment.training.epochs)}
     )
     place = last_training(trial.place, plan, trial.values, 1)
-    pointer = _read_pointer()
+    pointer = _read_pointer(trial.kit)
     done = 0
     if pointer is not None:
         done = pointer["epoch"]
@@ -169,13 +173,14 @@ def _take_over(pointer: Mapping[str, Any], place: Place, experiment: Experiment)
     mine.save(pointer["epoch"], newest, experiment=experiment.digest(), metrics={})
 
 
-def _read_pointer() -> dict[str, Any] | None:
+def _read_pointer(kit: TrialKit) -> dict[str, Any] | None:
+    """What a trial was sent on from."""
     checkpoint = tune.get_checkpoint()
     if checkpoint is None:
         return None
     with checkpoint.as_directory() as folder:
         found: dict[str, Any] = read_json(open_place(folder), _POINTER)
-    return found
+    return {**found, "url": kit.now(found["url"]).url}
 
 
 @contextmanager

@@ -9,6 +9,7 @@ from distsens.storage.checkpoints import Checkpoints, Found
 from distsens.storage.json_files import read_json, write_json
 from distsens.storage.local import LocalPlace
 from distsens.storage.manifest import FileRecord, Manifest
+from distsens.storage.move import Move
 from distsens.storage.place import Place, address, open_place, place_name
 from distsens.storage.run_record import RUN_FILE, RunRecord, read_run, write_run
 
@@ -21,6 +22,7 @@ __all__ = [
     "Found",
     "LocalPlace",
     "Manifest",
+    "Move",
     "Place",
     "RunRecord",
     "address",

@@ -5,6 +5,7 @@ looks at the current folder or at MLflow's global state. MLflow itself is import
 """
 
 from distsens.tracking.fetch import LoggedFiles, fetch_model_files
+from distsens.tracking.moved import beside, holds_run
 from distsens.tracking.run import WEIGHTS_ARTIFACT, TakenOverError, TrackedRun
 from distsens.tracking.store import absolute_uri, check_run, check_tracking, is_store_error, reason, without_password
 
@@ -14,9 +15,11 @@ __all__ = [
     "TakenOverError",
     "TrackedRun",
     "absolute_uri",
+    "beside",
     "check_run",
     "check_tracking",
     "fetch_model_files",
+    "holds_run",
     "is_store_error",
     "reason",
     "without_password",

@@ -10,6 +10,7 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
 from distsens.errors import InputError
+from distsens.tracking.moved import local_folder, moved_artifacts
 from distsens.tracking.run import MODEL_NAME, WEIGHTS_ARTIFACT
 from distsens.tracking.store import find_run, open_store, reason
 
@@ -69,10 +70,16 @@ def fetch_model_files(address: str, paths: Collection[str], uri: str) -> LoggedF
         raise InputError("model", address, f"the store does not know it ({reason(error)})") from error
     except InputError as error:
         raise InputError("model", address, error.allowed) from None
-    files = {}
+    place, files = str(found.info.artifact_uri), {}
+    for before, now in moved_artifacts(uri).items():
+        if place.startswith(f"{before}/"):
+            place = now + place.removeprefix(before)
     for path in dict.fromkeys((WEIGHTS_ARTIFACT, *paths)):
         try:
-            content = _artifact(client, found.info.run_id, path)
+            if place == found.info.artifact_uri:
+                content = _artifact(client, found.info.run_id, path)
+            else:
+                content = _file(local_folder(place) / path)
         except Exception as error:  # Each kind of artifact store raises its own library's errors.
             raise InputError("model", address, f"its artifact {path} cannot be read ({reason(error)})") from error
         if content is not None:
@@ -81,7 +88,7 @@ def fetch_model_files(address: str, paths: Collection[str], uri: str) -> LoggedF
         raise InputError(
             "model",
             address,
-            f"{_NOT_OURS}: its run {found.info.run_id} has no {WEIGHTS_ARTIFACT} in {found.info.artifact_uri}",
+            f"{_NOT_OURS}: its run {found.info.run_id} has no {WEIGHTS_ARTIFACT} in {place}",
         )
     return LoggedFiles(found.info.run_id, found.info.run_name, dict(found.data.tags), files)
 
@@ -106,6 +113,11 @@ def _run_of(client: MlflowClient, address: re.Match[str]) -> str:
     if logged.name != MODEL_NAME or not logged.source_run_id:
         raise InputError("model", address[0], f"{_NOT_OURS}: it was logged as {logged.name!r}")
     return str(logged.source_run_id)
+
+
+def _file(path: Path) -> bytes | None:
+    """Content of a file, None where there is none."""
+    return path.read_bytes() if path.is_file() else None
 
 
 def _artifact(client: MlflowClient, run_id: str, path: str) -> bytes | None:

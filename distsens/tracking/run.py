@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Literal
 
 from distsens.errors import InputError
 from distsens.tracking.guardian import DRIVER_TAG, OUTCOME_TAG, SWEEP_TAG, Guardian, end_trials
+from distsens.tracking.moved import follow_artifacts
 from distsens.tracking.store import artifact_location, connect, find_run, open_experiment
 
 if TYPE_CHECKING:
@@ -87,11 +88,13 @@ class TrackedRun:
         trial : id of that trial.
         """
         location = artifact_location(uri, artifact_root)
+        follow_artifacts(uri, artifact_root)
         client = connect(uri)
         from mlflow.entities import Param
 
         driver = uuid.uuid4().hex
-        experiment_id = open_experiment(client, experiment, location)
+        beside_store = artifact_root is None and location is not None
+        experiment_id = open_experiment(client, experiment, location, beside_store=beside_store)
         nested = {} if sweep is None else {_PARENT_TAG: sweep, SWEEP_TAG: sweep, _TRIAL_TAG: trial or ""}
         started = client.create_run(experiment_id, tags={**tags, **nested, DRIVER_TAG: driver}, run_name=name)
         run = cls(client, started.info.run_id, driver, last_epoch=None, sweep=sweep)
@@ -99,13 +102,18 @@ class TrackedRun:
         return run
 
     @classmethod
-    def reopen(cls, uri: str, run_id: str) -> TrackedRun:
-        """Continue a run, whatever ended it, under its own id.
+    def reopen(cls, uri: str, run_id: str, *, artifact_root: str | None = None) -> TrackedRun:
+        """Continue a run, whatever ended it and wherever it was moved, under its own id.
+
+        Parameters
+        ----------
+        uri, artifact_root : as of :meth:`create`; where the store and its artifacts are now.
 
         Raises
         ------
         InputError : the store holds no such run, or it was deleted.
         """
+        follow_artifacts(uri, artifact_root)
         client = connect(uri)
         found = find_run(client, run_id)
         driver = uuid.uuid4().hex

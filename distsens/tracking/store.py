@@ -14,7 +14,7 @@ from distsens.errors import InputError
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Run
-    from sqlalchemy import URL
+    from sqlalchemy import URL, Connection
 
 _DATABASES = ("sqlite", "postgresql", "mysql")
 _ALLOWED = (
@@ -23,6 +23,9 @@ _ALLOWED = (
 )
 _PATIENCE_S = 5
 _ANY_EXPERIMENT = "Default"
+
+BESIDE_TAG = "distsens.artifacts"
+"""Of an experiment whose artifacts lie beside an SQLite store, and move with it."""
 
 # A line per migration, links with pictograms, progress bars and usage statistics have no place in a training log.
 _QUIET = {
@@ -48,11 +51,11 @@ def check_tracking(uri: str, *, experiment: str, artifact_root: str | None = Non
     InputError : the address is not one, nothing answers there, it holds something else, the experiment was deleted, or
         a database was given without a place for artifacts.
     """
-    url = _parse(uri)
+    url = parse(uri)
     artifact_location(uri, artifact_root)
-    if _is_server(url):
+    if is_server(url):
         stage = _stage_on_server(url, experiment)
-    elif _is_absent(url):
+    elif is_absent(url):
         _check_can_be_created(url)
         stage = None
     else:
@@ -63,7 +66,7 @@ def check_tracking(uri: str, *, experiment: str, artifact_root: str | None = Non
 
 def absolute_uri(uri: str) -> str:
     """The address with a relative SQLite path made absolute, so that it means the same in every folder."""
-    return _parse(uri).render_as_string(hide_password=False)
+    return parse(uri).render_as_string(hide_password=False)
 
 
 def artifact_location(uri: str, root: str | None) -> str | None:
@@ -71,10 +74,10 @@ def artifact_location(uri: str, root: str | None) -> str | None:
 
     Without a `root`, an SQLite store keeps them in the folder ``artifacts`` beside its file.
     """
-    url = _parse(uri)
+    url = parse(uri)
     if root is not None:
         return root if "://" in root else Path(root).absolute().as_uri()
-    if _is_server(url):
+    if is_server(url):
         return None
     if url.get_backend_name() == "sqlite":
         return (Path(str(url.database)).parent / "artifacts").as_uri()
@@ -100,10 +103,10 @@ def open_store(uri: str) -> MlflowClient:
     ------
     InputError : the address is not one, nothing answers there, there is no store yet, or it holds something else.
     """
-    url = _parse(uri)
-    if _is_server(url):
+    url = parse(uri)
+    if is_server(url):
         _stage_on_server(url, _ANY_EXPERIMENT)
-    elif _is_absent(url):
+    elif is_absent(url):
         raise InputError("tracking.uri", _shown(url), "there is no store yet")
     else:
         _stage_in_database(url, _ANY_EXPERIMENT)
@@ -117,8 +120,8 @@ def check_run(uri: str, run_id: str) -> None:
     ------
     InputError : the store is not there yet, holds no such run, or the run was deleted.
     """
-    url = _parse(uri)
-    if _is_absent(url):
+    url = parse(uri)
+    if is_absent(url):
         raise InputError("tracking.run_id", run_id, f"there is no store yet at {_shown(url)}")
     find_run(connect(uri), run_id)
 
@@ -138,14 +141,15 @@ def find_run(client: MlflowClient, run_id: str) -> Run:
     return found
 
 
-def open_experiment(client: MlflowClient, name: str, location: str | None) -> str:
+def open_experiment(client: MlflowClient, name: str, location: str | None, *, beside_store: bool = False) -> str:
     """The id of the experiment of that name, created with this artifact location unless it exists."""
     from mlflow.exceptions import MlflowException
 
     found = client.get_experiment_by_name(name)
     if found is None:
         try:
-            return str(client.create_experiment(name, location))
+            tags = {BESIDE_TAG: "beside the store"} if beside_store else {}
+            return str(client.create_experiment(name, location, tags=tags))
         except MlflowException as error:
             # The trials of a sweep open their experiment at the same time: another one was first.
             if error.error_code != "RESOURCE_ALREADY_EXISTS":
@@ -154,7 +158,8 @@ def open_experiment(client: MlflowClient, name: str, location: str | None) -> st
     return str(found.experiment_id)
 
 
-def _parse(uri: str) -> URL:
+def parse(uri: str) -> URL:
+    """The parts of an address, an SQLite file's path made absolute; `InputError` where it is none."""
     from sqlalchemy.engine import make_url
     from sqlalchemy.exc import ArgumentError
 
@@ -162,7 +167,7 @@ def _parse(uri: str) -> URL:
         url = make_url(uri)
     except (ArgumentError, ValueError):  # ValueError: a port that is no number
         raise InputError("tracking.uri", without_password(uri), _hint(uri)) from None
-    if _is_server(url) and url.host:
+    if is_server(url) and url.host:
         return url
     if url.get_backend_name() not in _DATABASES:
         raise InputError("tracking.uri", _shown(url), _hint(uri))
@@ -182,11 +187,13 @@ def _hint(uri: str) -> str:
     return f"a plain folder cannot hold a store, write sqlite:///{folder / 'mlflow.db'}; {_ALLOWED}"
 
 
-def _is_server(url: URL) -> bool:
+def is_server(url: URL) -> bool:
+    """Whether an MLflow server is asked, and not a database."""
     return url.drivername in ("http", "https")
 
 
-def _is_absent(url: URL) -> bool:
+def is_absent(url: URL) -> bool:
+    """Whether it is the address of an SQLite file that is not there yet."""
     return url.get_backend_name() == "sqlite" and not Path(str(url.database)).exists()
 
 
@@ -210,27 +217,38 @@ def _check_can_be_created(url: URL) -> None:
 def _stage_in_database(url: URL, experiment: str) -> str | None:
     """The experiment's lifecycle stage, None where there is none, read without creating or migrating tables."""
     import sqlalchemy
+
+    if url.get_backend_name() == "sqlite" and not os.access(str(url.database), os.W_OK):
+        raise InputError("tracking.uri", _shown(url), "the file cannot be written")
+    with reading(url) as connection:
+        tables = sqlalchemy.inspect(connection).get_table_names()
+        query = sqlalchemy.text("SELECT lifecycle_stage FROM experiments WHERE name = :name")
+        stage = connection.execute(query, {"name": experiment}).scalar() if "experiments" in tables else None
+    if tables and "experiments" not in tables:
+        raise InputError("tracking.uri", _shown(url), "this database holds other tables and none of MLflow's")
+    return stage
+
+
+@contextmanager
+def reading(url: URL) -> Iterator[Connection]:
+    """A connection to a database that is there; `InputError` if it, or what is asked of it, cannot be read."""
+    import sqlalchemy
     from sqlalchemy.exc import SQLAlchemyError
 
     if url.get_backend_name() == "sqlite":
         file = Path(str(url.database))
-        if not os.access(file, os.W_OK):
-            raise InputError("tracking.uri", _shown(url), "the file cannot be written")
         readable, options = url.set(database=file.as_uri(), query={"mode": "ro", "uri": "true"}), {}
     else:
         readable, options = url, {"connect_timeout": _PATIENCE_S}
     try:
         engine = sqlalchemy.create_engine(readable, connect_args=options)
-        with engine.connect() as connection:
-            tables = sqlalchemy.inspect(connection).get_table_names()
-            query = sqlalchemy.text("SELECT lifecycle_stage FROM experiments WHERE name = :name")
-            stage = connection.execute(query, {"name": experiment}).scalar() if "experiments" in tables else None
-        engine.dispose()
+        try:
+            with engine.connect() as connection:
+                yield connection
+        finally:
+            engine.dispose()
     except (SQLAlchemyError, ImportError) as error:
         raise InputError("tracking.uri", _shown(url), f"the database cannot be read: {reason(error)}") from error
-    if tables and "experiments" not in tables:
-        raise InputError("tracking.uri", _shown(url), "this database holds other tables and none of MLflow's")
-    return stage
 
 
 def _stage_on_server(url: URL, experiment: str) -> str | None:

@@ -182,3 +182,15 @@ def test_trainings_of_one_recipe_differ_in_their_seed_alone() -> None:
     for change in ({"training": {"lr": 0.5}}, {"threat": {"eps": 0.01}}, {"data": {"limit": 10}}):
         assert training(seed=1, **change)["recipe"] != first["recipe"]
     assert model_of(checked())["training"] is None
+
+
+def test_an_evaluation_that_was_moved_finds_its_model_and_examples_where_they_are_now(tmp_path: Path) -> None:
+    old, new = tmp_path / "runs", tmp_path / "elsewhere"
+    fields = {"model": {"address": f"{old}/trained#best"}, "examples": (old / "pairs").as_uri()}
+    places = {"storage": {"path": old.as_uri()}, "tracking": {"uri": f"sqlite:///{old}/mlflow.db"}}
+    stored(old / "evaluate-net", examination=Examination.parse({**fields, **places})).save()
+    (old / "trained").mkdir()
+    old.rename(new)
+    found = find_evaluation(str(new / "evaluate-net"), "").examination
+    assert found.storage.path == new.as_uri()
+    assert (found.model.address, found.examples) == (f"{new}/trained#best", (new / "pairs").as_uri())

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from distsens.distributed.sweep_record import StoredSweep
-from distsens.distributed.trial import RungResult, _take_over, last_training
+from distsens.distributed.trial import RungResult, TrialKit, _take_over, last_training
 from distsens.experiment import Experiment
 from distsens.search import FAILED, Sweep, SweepPlan
 from distsens.storage import Checkpoints, open_place
@@ -72,6 +72,11 @@ def test_a_trial_goes_on_from_anothers_newest_epoch_and_takes_its_best_along(tmp
     assert best is not None
     state.load_files(Checkpoints(mine).load(best.epoch).files)
     assert (best.epoch, model.weight[0, 0].item()) == (1, 1.0)
+
+
+def test_a_training_is_found_where_the_sweep_was_moved_to() -> None:
+    kit = TrialKit(SweepPlan.parse(RECIPE), "file:///new/trials/sweep", None, None)
+    assert kit.now("file:///old/trials/sweep/trials/t1/abc").url == "file:///new/trials/sweep/trials/t1/abc"
 
 
 RECIPE: dict[str, Any] = {

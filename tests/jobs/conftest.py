@@ -88,6 +88,12 @@ class Job:
     def storage(self) -> Path:
         return self.folder / "runs"
 
+    def move(self) -> Path:
+        """Rename the folder with all that has been left in it; its former path."""
+        before = self.folder
+        self.folder = before.rename(before.with_name(f"{before.name}-moved"))
+        return before
+
     def start(self, *arguments: str, program: Sequence[str] = (), **environment: str) -> Process:
         """Start the job, or the program that stands for it, in a process group of its own."""
         storage = self.storage_url or str(self.storage)

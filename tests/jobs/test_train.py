@@ -278,9 +278,15 @@ def test_an_interrupted_run_is_killed_resumable_and_leaves_no_process(
         no_actor_left()
     assert Checkpoints(open_place(str(job.storage / process.run))).newest().checkpoint is not None
     if alone:
-        resumed = job.finish("--resume", said, "--workers.num", "1", **running)
+        before = job.move()
+        moved = str(job.storage / process.run)
+        resumed = job.finish("--resume", moved, "--workers.num", "1", **running)
         assert (resumed["epochs"], resumed["workers"]) == (6, 1)
         assert statuses(job) == ["FINISHED"]
+        assert not before.exists(), "something went into the old place"
+        logged = job.storage / "artifacts" / resumed["mlflow_run_id"] / "artifacts"
+        names = {path.name for path in logged.iterdir()}
+        assert {"experiment.yaml", "sensitivity", "weights", "checkpoint.json"} <= names, "of before and of after"
 
 
 @pytest.mark.drill

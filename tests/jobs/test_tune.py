@@ -117,10 +117,13 @@ def refused(killed: Killed) -> tuple[Any, dict[Path, int], dict[Path, int]]:
 
 @pytest.fixture(scope="module")
 def resumed(killed: Killed, refused: Any) -> tuple[Any, dict[str, Any]]:
-    """The sweep resumed to its end."""
-    done = killed.results()
-    summary = killed.job.finish("--resume", killed.name)
-    assert {path: killed.results()[path] for path in done} == done, "a rung that was done was trained again"
+    """The sweep moved, and resumed to its end."""
+    done = {path.relative_to(killed.folder): time for path, time in killed.results().items()}
+    before = killed.job.move()
+    summary = killed.job.finish("--resume", str(killed.folder))
+    times = {path.relative_to(killed.folder): time for path, time in killed.results().items()}
+    assert {path: times[path] for path in done} == done, "a rung that was done was trained again"
+    assert not before.exists(), "something went into the old place"
     return killed.job, summary
 
 

@@ -1,0 +1,58 @@
+"""Where what a run uses and writes is: written down when it begins, and followed where it was moved."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from distsens.experiment import merge
+from distsens.storage import Move, Place
+from distsens.tracking import absolute_uri, beside, holds_run
+
+_NAMES_A_USER = re.compile(r"[^:]+://[^/]*@")
+# By section of an experiment, an examination or a sweep's recipe: what lies in the storage, and what need not.
+_OF_RUNS = (("model", "address"), (None, "transfer"), (None, "examples"))
+_INPUTS = (("model", "weights"), ("data", "root"), ("data", "extra"), (None, "baseline"))
+
+
+def pinned(given_uri: str | None, storage: Place, tracking_uri: str) -> dict[str, Any]:
+    """Fields with the absolute addresses of a storage and an MLflow store, which what is resumed goes back to.
+
+    An address with a user in it is not written down, for it may hold a secret: it stays in the environment, for the
+    resumed run as well.
+    """
+    store = absolute_uri(tracking_uri)
+    uri = given_uri if _NAMES_A_USER.match(store) else store
+    return {"storage": {"path": storage.url}, "tracking": {"uri": uri}}
+
+
+def followed(fields: Mapping[str, Any], place: Place, run_id: str) -> dict[str, Any]:
+    """Stored fields with the places where things are now, by where their run was found.
+
+    Its storage is what it was found in, its MLflow store the one that lies there as it did before, moved or copied, if
+    that knows the run; and what lay beside is looked for beside.
+
+    Parameters
+    ----------
+    fields : as stored: of an experiment, an examination, or a sweep's recipe.
+    place : of the run, evaluation or sweep.
+    run_id : of its MLflow run.
+    """
+    storage = place.url.rstrip("/").rpartition("/")[0]
+    before = (fields.get("storage") or {}).get("path")
+    changed = merge(fields, {"storage": {"path": storage}})
+    move = None if before is None else Move.between(before, storage)
+    if move is None:
+        return changed
+    uri = (fields.get("tracking") or {}).get("uri")
+    store = None if uri is None else beside(uri, move.before, move.now)
+    if store is not None and holds_run(store, run_id):
+        changed = merge(changed, {"tracking": {"uri": store}})
+    for names, chosen in ((_OF_RUNS, move.followed), (_INPUTS, move.found)):
+        for section, name in names:
+            address = (fields if section is None else fields.get(section) or {}).get(name)
+            if address is not None:
+                moved = {name: chosen(str(address))}
+                changed = merge(changed, moved if section is None else {section: moved})
+    return changed
