@@ -12,6 +12,7 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 
 from distsens.data import as_tensor
+from distsens.precision import full_float32
 from distsens.sensitivity import (
     ActivationProbe,
     NeuronCorrelation,
@@ -43,6 +44,7 @@ def match_all(correlations: Mapping[str, Tensor]) -> dict[str, tuple[Tensor, flo
     }
 
 
+@full_float32()
 @torch.no_grad()
 def correlate(
     first: nn.Module, second: nn.Module, layers: Mapping[str, str], images: Tensor, batch_size: int = 32

@@ -13,6 +13,7 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
+from distsens.precision import full_float32
 from distsens.sensitivity import ActivationProbe, TopImages, in_eval_mode
 
 Why = Literal["changed", "activated"]
@@ -69,6 +70,7 @@ def numbers_in(wanted: Wanted) -> list[int]:
     )
 
 
+@full_float32()
 @torch.no_grad()
 def look(
     model: nn.Module, images: Tensor, twins: Tensor, labels: Tensor, numbers: Tensor, wanted: Wanted, batch_size: int

@@ -9,6 +9,7 @@ from typing import Literal, NamedTuple, get_args
 import torch
 from torch import Tensor, nn
 
+from distsens.precision import full_float32
 from distsens.sensitivity import (
     ActivationProbe,
     PairForwards,
@@ -155,6 +156,7 @@ class Intervened:
                 self.contributions[layer] = sums
 
 
+@full_float32()
 def intervene(
     model: nn.Module,
     benign: Tensor,

@@ -20,6 +20,7 @@ from distsens.analysis.tables import (
     patching_table,
 )
 from distsens.errors import InputError
+from distsens.precision import full_float32
 from distsens.sensitivity import (
     ActivationProbe,
     NoiseNorm,
@@ -32,6 +33,7 @@ from distsens.sensitivity import (
 Layers = str | Sequence[str]
 
 
+@full_float32()
 @torch.no_grad()
 def probe(model: nn.Module, images: Tensor, layers: Layers = "auto", batch_size: int = 32) -> pd.DataFrame:
     """What the neurons say to images: a row a neuron.

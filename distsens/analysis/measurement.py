@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from distsens.attacks import GradientAttack, attack_view
+from distsens.precision import full_float32
 from distsens.randomness import sample_keys
 from distsens.sensitivity import (
     ActivationProbe,
@@ -100,6 +101,7 @@ class _Twins:
     seconds: float = 0.0
 
 
+@full_float32()
 def measure_images(
     model: nn.Module,
     images: Tensor,
@@ -126,6 +128,7 @@ def measure_images(
     return total, torch.cat(made)
 
 
+@full_float32()
 def make_pairs(model: nn.Module, images: Tensor, labels: Tensor, numbers: Tensor, plan: MeasurementPlan) -> Tensor:
     """The twins under the first condition alone, those that :func:`measure_images` makes: (N, C, H, W)."""
     name, attack = next(iter(plan.attacks.items()))

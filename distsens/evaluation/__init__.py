@@ -26,9 +26,9 @@ from distsens.evaluation.last_iterate import LastIterate
 from distsens.evaluation.ledger import Ledger, Proportion
 from distsens.evaluation.masking import Check, masking_checks
 from distsens.evaluation.measure import Measurement, measure
-from distsens.evaluation.precision import full_float32
 from distsens.evaluation.subject import Architecture, Subject
 from distsens.evaluation.transfer import Transfer
+from distsens.precision import full_float32
 
 __all__ = [
     "Adaptive",

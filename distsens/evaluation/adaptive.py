@@ -16,6 +16,7 @@ from distsens.attacks.image_gradients import image_gradients
 from distsens.attacks.view import Logits
 from distsens.errors import InputError
 from distsens.evaluation.stabilized import StabilizedNeurons
+from distsens.precision import full_float32
 from distsens.randomness import sample_keys
 from distsens.sensitivity import (
     ActivationProbe,
@@ -116,6 +117,7 @@ class Adaptive:
         if not all(math.isfinite(weight) for weight in self.weights):
             raise InputError("attack.weights", self.weights, "they must be finite numbers")
 
+    @full_float32()
     def __call__(self, model: nn.Module, images: Tensor, labels: Tensor, *, keys: Tensor | None = None) -> Found:
         """Attack; arguments and result as in :class:`JudgingAttack`."""
         # All of it in the view, so that a caller's inference mode reaches nothing that a gradient goes through.

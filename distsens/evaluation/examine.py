@@ -18,7 +18,7 @@ from distsens.evaluation.ledger import (
     curve_column,
     evaluations_column,
 )
-from distsens.evaluation.precision import full_float32
+from distsens.precision import full_float32
 from distsens.randomness import sample_keys
 
 TOLERANCE = 1e-6

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from distsens.evaluation.precision import full_float32
 from distsens.models import PixelModel
+from distsens.precision import full_float32
 
 _IMAGES = 4
 # Of the range of the logits. In float32 two machines, or two layouts on one, differ by about 1e-6 of it (torchvision's

@@ -9,7 +9,7 @@ from distsens.attacks import AttackLoss, attack_view, cross_entropy, margin
 from distsens.attacks.view import Logits
 from distsens.data import representatives
 from distsens.errors import InputError
-from distsens.evaluation.precision import full_float32
+from distsens.precision import full_float32
 
 # Of the largest logit. A forward repeats itself but for the last bits; with another batch size it may add in another
 # order, which costs a few more of the 24 bits.

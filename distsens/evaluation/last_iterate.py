@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from torch import Tensor, nn
 
 from distsens.attacks import Found, GradientAttack, Tally, logits_of
+from distsens.precision import full_float32
 from distsens.randomness import sample_keys
 
 
@@ -26,6 +27,7 @@ class LastIterate:
 
     attack: GradientAttack
 
+    @full_float32()
     def __call__(self, model: nn.Module, images: Tensor, labels: Tensor, *, keys: Tensor | None = None) -> Found:
         """Attack; arguments and result as in :class:`JudgingAttack`."""
         tally = Tally(images, labels, keys)

@@ -13,7 +13,7 @@ from distsens.attacks import GradientAttack, JudgingAttack, Threat, attack_view,
 from distsens.attacks.image_gradients import image_gradients
 from distsens.errors import InputError
 from distsens.evaluation.last_iterate import LastIterate
-from distsens.evaluation.precision import full_float32
+from distsens.precision import full_float32
 from distsens.randomness import sample_keys
 
 _STARTS = 5

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from distsens.attacks import GradientAttack, attack_view
 from distsens.data import Images, rank_share, to_pixels
+from distsens.precision import full_float32
 from distsens.randomness import sample_keys
 from distsens.sensitivity import ActivationProbe, LayerSensitivity, PairSums, SensitivityMeter, pair_sums
 
@@ -44,6 +45,7 @@ class Measurement:
         return next(iter(self.robust_accuracies.values()))
 
 
+@full_float32()
 def measure(
     model: nn.Module,
     images: Images,

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from distsens.attacks import Found, GradientAttack, JudgingAttack, Tally, Threat, logits_of
+from distsens.precision import full_float32
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,6 +31,7 @@ class Transfer:
     attack: GradientAttack | JudgingAttack
     threat: Threat
 
+    @full_float32()
     def __call__(self, model: nn.Module, images: Tensor, labels: Tensor, *, keys: Tensor | None = None) -> Found:
         """Attack; arguments and result as in :class:`JudgingAttack`."""
         tally = Tally(images, labels, keys)

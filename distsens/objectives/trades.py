@@ -14,7 +14,8 @@ def trades(beta: float = 6.0, label_smoothing: float = 0.0) -> Objective:
 
     Zhang et al., "Theoretically Principled Trade-off between Robustness and Accuracy", ICML 2019, equation 5 (their
     1/lambda is beta, 6 in their best model on CIFAR-10). The published recipe starts the attack at ``random_start:
-    normal``; a random start is needed, as the gradient of the divergence is zero at the image itself.
+    normal``; a random start is needed, as the gradient of the divergence is zero at the image itself: attacks without
+    one (fgsm, bim, mim) are refused.
     """
 
     def loss(benign: Tensor | None, adversarial: Tensor | None, labels: Tensor) -> LossParts:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from distsens.errors import InputError
 from distsens.networks import in_eval_mode
+from distsens.precision import full_float32
 from distsens.sensitivity.intervene import Intervention, constant_neurons, take_neurons
 from distsens.sensitivity.probe import ActivationProbe
 
@@ -77,6 +78,7 @@ class PairForwards:
             logits = self._forward(images)
         return probe.outputs, logits
 
+    @full_float32()
     def _forward(self, images: Tensor, around: AbstractContextManager[object] | None = None) -> Tensor:
         with in_eval_mode(self._model) as network, torch.no_grad():
             if around is None:

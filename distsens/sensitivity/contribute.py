@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from distsens.networks import in_eval_mode
+from distsens.precision import full_float32
 from distsens.sensitivity.intervene import Intervention, Overwriting
 from distsens.sensitivity.probe import ActivationProbe
 
@@ -37,6 +38,7 @@ class Contributions:
         return missed / self.change.double().abs().sum().clamp(min=1e-30)
 
 
+@full_float32()
 def contributions(
     model: nn.Module,
     layer: str,

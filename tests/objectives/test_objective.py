@@ -9,7 +9,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from distsens.attacks import GradientAttack, Threat
+from distsens.attacks import AttackName, GradientAttack, Threat, attack_named
+from distsens.errors import InputError
 from distsens.objectives import Objective, alp, fast_at, free_at, mart, nat, pgd_at, standard, trades
 from distsens.randomness import normal, sample_keys, uniform
 
@@ -136,3 +137,27 @@ def test_label_smoothing_changes_the_cross_entropies_and_nothing_else(name: str,
             weight = values / surprises[range(12), labels]
             expected = weight * (0.8 * surprises[range(12), labels] + 0.2 * surprises.mean(1))
         torch.testing.assert_close(smooth[part], expected)
+
+
+@pytest.mark.parametrize("name", ["fgsm", "bim", "mim", "pgd", "step_ll", "cw_pgd"])
+def test_a_divergence_that_is_least_at_the_image_is_not_raised_from_there_nor_by_another_loss(
+    name: AttackName, network: nn.Module, images: Tensor, labels: Tensor, keys: Tensor
+) -> None:
+    attack = attack_named(name, Threat("linf", EPS), steps=2, random_start="none")
+    with pytest.raises(InputError, match=r"^attack\.random_start: got 'none'; uniform or normal") as raised:
+        trades().generate(attack, network, images, labels, keys)
+    assert "\n" not in str(raised.value)
+    if name == "cw_pgd":
+        with pytest.raises(InputError, match=r"^attack\.loss: got 'margin'; none"):
+            trades().generate(replace(attack, random_start="uniform"), network, images, labels, keys)
+    for objective in ON_CROSS_ENTROPY:
+        twins = ALL[objective]().generate(attack, network, images, labels, keys)
+        assert (twins != images).flatten(1).any(1).all(), "the others have a gradient there"
+
+
+@pytest.mark.parametrize("name", ["fast_fgsm", "pgd"])
+def test_it_is_raised_from_beside_the_image(
+    name: AttackName, network: nn.Module, images: Tensor, labels: Tensor, keys: Tensor
+) -> None:
+    twins = trades().generate(attack_named(name, Threat("linf", EPS), steps=2), network, images, labels, keys)
+    assert (divergence(network(images), network(twins)) > 1e-6).all()
