@@ -12,6 +12,7 @@ import yaml
 
 from distsens.errors import InputError
 from distsens.experiment import merge
+from distsens.strict_yaml import DuplicateKeyError, load_yaml
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -28,7 +29,8 @@ def parse_flags(arguments: Sequence[str]) -> dict[str, Any]:
     """Turn ``--threat.eps 8/255 --dry-run --stabilize.layers a b`` into nested fields.
 
     A flag without a value is true, ``--no-...`` (also ``--data.no-download``) false, several values are a list, and
-    dashes in names may stand for underscores. Values are read as in a recipe.
+    dashes in names may stand for underscores. Values are read as in a recipe. Where a flag is given again, as on top
+    of a script's, the last one counts.
     """
     found: dict[str, Any] = {}
     position = 0
@@ -63,7 +65,9 @@ def _beside(fields: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, 
 
 def _value(text: str) -> Any:
     try:
-        return yaml.safe_load(text)
+        return load_yaml(text)
+    except DuplicateKeyError as error:
+        raise InputError("command line", text, str(error)) from None
     except (yaml.YAMLError, ValueError):  # ValueError: it looks like a date or a number, but is none
         return text
 

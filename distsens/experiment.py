@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
+import unicodedata
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
@@ -17,6 +19,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, Strict, Vali
 from pydantic_core import ErrorDetails
 
 from distsens.errors import InputError
+from distsens.strict_yaml import DuplicateKeyError, load_yaml
 
 
 def parse_number(value: object) -> object:
@@ -386,12 +389,20 @@ def load_recipe(recipe: str, folders: Sequence[Path]) -> dict[str, Any]:
     return _load_recipe(recipe, tuple(folders), ())
 
 
+def name_after(recipe: str) -> str:
+    """The name of an experiment after its recipe's file: what a run's name may hold, without accents or spaces."""
+    plain = unicodedata.normalize("NFKD", Path(recipe).stem).encode("ascii", "ignore").decode()
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", plain).strip("-._") or "experiment"
+
+
 def _load_recipe(recipe: str, folders: tuple[Path, ...], above: tuple[str, ...]) -> dict[str, Any]:
     path = _find_recipe(recipe, folders)
     if str(path) in above:
         raise InputError("extends", recipe, "the recipes extend one another in a circle")
     try:
-        fields = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+        fields = load_yaml(path.read_text(encoding="utf-8")) or {}
+    except DuplicateKeyError as error:
+        raise InputError("recipe", str(path), str(error)) from None
     except (OSError, ValueError, yaml.YAMLError) as error:  # ValueError: not UTF-8, or no date, as 2026-02-30
         raise InputError("recipe", str(path), "it is not readable YAML: " + " ".join(str(error).split())) from None
     if not isinstance(fields, dict):
@@ -403,7 +414,7 @@ def _load_recipe(recipe: str, folders: tuple[Path, ...], above: tuple[str, ...])
 
 
 def _find_recipe(recipe: str, folders: tuple[Path, ...]) -> Path:
-    if "/" in recipe or recipe.endswith((".yaml", ".yml")):
+    if "/" in recipe or recipe.lower().endswith((".yaml", ".yml")):
         path = Path(recipe).expanduser()
         if not path.is_file():
             raise InputError("recipe", recipe, "there is no such file")

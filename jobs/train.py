@@ -17,7 +17,7 @@ from typing import Any
 
 from distsens.command_line import as_lists, check_output, parse_flags, run_job, show_help, take_options
 from distsens.errors import InputError
-from distsens.experiment import Experiment, load_recipe, merge
+from distsens.experiment import Experiment, load_recipe, merge, name_after
 
 RECIPES = Path(__file__).resolve().parent / "recipes"
 
@@ -48,7 +48,7 @@ def main(arguments: Sequence[str]) -> int:
     if options.resume is None:
         if options.recipe is None:
             raise InputError("recipe", None, "name one, as in --recipe quickstart, or --resume a run")
-        experiment = Experiment.parse(merge({"name": Path(options.recipe).stem, **_recipe(options.recipe)}, changes))
+        experiment = Experiment.parse(merge({"name": name_after(options.recipe), **_recipe(options.recipe)}, changes))
     else:
         experiment = Experiment.parse(merge(_recipe(options.recipe) if options.recipe else {}, changes))
     if options.print_experiment and options.resume is None:

@@ -20,7 +20,7 @@ import yaml
 
 from distsens.command_line import as_lists, check_output, parse_flags, run_job, show_help, take_options
 from distsens.errors import InputError
-from distsens.experiment import Experiment, load_recipe, merge
+from distsens.experiment import Experiment, load_recipe, merge, name_after
 from distsens.search import Sweep, SweepPlan
 
 RECIPES = Path(__file__).resolve().parent / "recipes"
@@ -62,7 +62,7 @@ def main(arguments: Sequence[str]) -> int:
     if options.resume is None:
         if options.recipe is None:
             raise InputError("recipe", None, "name one, as in --recipe tune-quickstart, or --resume a sweep")
-        recipe = merge({"name": Path(options.recipe).stem, **load_recipe(options.recipe, [RECIPES])}, changes)
+        recipe = merge({"name": name_after(options.recipe), **load_recipe(options.recipe, [RECIPES])}, changes)
         plan = SweepPlan.parse(recipe)
         if options.print_experiment:
             print(_as_recipe(plan), end="")

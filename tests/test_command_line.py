@@ -269,3 +269,8 @@ def test_an_option_takes_no_value_one_or_several_as_its_default_says() -> None:
     ):
         with pytest.raises(InputError, match=says):
             take_options(Options, dict(wrong))
+
+
+def test_a_key_that_is_twice_in_a_flags_value_is_refused() -> None:
+    with pytest.raises(InputError, match=r"command line: got '\{a: 1, a: 2\}'; a is there twice, in line 1"):
+        parse_flags(["--sweep.champion", "{a: 1, a: 2}"])

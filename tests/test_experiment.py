@@ -13,7 +13,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from distsens.errors import InputError
-from distsens.experiment import Experiment, load_recipe, merge
+from distsens.experiment import Experiment, load_recipe, merge, name_after
 
 RECIPES = Path(__file__).parents[1] / "jobs" / "recipes"
 
@@ -194,6 +194,34 @@ def test_a_recipe_may_be_a_path_and_extend_its_neighbour_or_a_known_one(tmp_path
     write(own, base="extends: shared\nseed: 2", mine="extends: base\nname: mine", far=f"extends: {known}/shared.yaml")
     assert load_recipe(str(own / "mine.yaml"), [known]) == {"seed": 2, "name": "mine"}
     assert load_recipe(str(own / "far.yaml"), []) == {"seed": 1, "name": "shared"}
+
+
+@pytest.mark.parametrize(
+    ("file", "name"),
+    [
+        ("my recipe.yaml", "my-recipe"),
+        ("folder/café crème.yml", "cafe-creme"),
+        ("  (1).yaml", "1"),
+        ("données_à_moi.v2.yaml", "donnees_a_moi.v2"),
+        ("日本語.yaml", "experiment"),
+        ("-x.yaml", "x"),
+        ("quickstart", "quickstart"),
+    ],
+)
+def test_an_experiment_is_named_after_its_recipe_whatever_that_files_name_is(file: str, name: str) -> None:
+    assert name_after(file) == name
+    assert Experiment.parse({"name": name_after(file)}).name == name
+
+
+def test_a_recipe_that_says_something_twice_is_refused_with_the_lines(tmp_path: Path) -> None:
+    path = tmp_path / "my recipe é.YAML"
+    path.write_text("training: {epochs: 3}\ndata: {name: digits}\ntraining: {lr: 0.5}\n")
+    with pytest.raises(InputError, match=r"recipe: got '.*é.YAML'; training is there twice, in lines 1 and 3"):
+        load_recipe(str(path), [])
+    (tmp_path / "above.yaml").write_text("extends: below\n")
+    (tmp_path / "below.yaml").write_text("model:\n  mean: [0.1]\n  name: lenet5\n  mean: [0.2]\n")
+    with pytest.raises(InputError, match=r"below.yaml'; mean is there twice, in lines 2 and 4"):
+        load_recipe("above", [tmp_path])
 
 
 def test_recipes_in_a_circle_are_refused(tmp_path: Path) -> None:

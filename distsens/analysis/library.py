@@ -19,6 +19,7 @@ from distsens.analysis.tables import (
     neuron_table,
     patching_table,
 )
+from distsens.data import to_pixels
 from distsens.errors import InputError
 from distsens.precision import full_float32
 from distsens.sensitivity import (
@@ -95,7 +96,7 @@ def measure(
     Parameters
     ----------
     model : any classifier of images in [0, 1]; it runs in eval mode and is left as it was.
-    benign, adversarial : (N, C, H, W) in [0, 1], on the model's device.
+    benign, adversarial : (N, C, H, W) in [0, 1] (or uint8), on the model's device.
     norm : in which the noise is as large as the perturbation.
     ratio, by : which neurons count as ``sensitive``.
     """
@@ -103,6 +104,7 @@ def measure(
         raise InputError(
             "adversarial", tuple(adversarial.shape), f"it must have the benign shape {tuple(benign.shape)}"
         )
+    benign, adversarial = _pixels(benign, "benign"), _pixels(adversarial, "adversarial")
     known = torch.zeros(len(benign), dtype=torch.int64, device=benign.device)
     plan = MeasurementPlan({}, norm, match_layers(model, layers, benign), 0, seed=seed, batch_size=batch_size)
     numbers = torch.arange(len(benign), device=benign.device)
@@ -147,6 +149,7 @@ def ablate(
     -------
     The columns of :func:`distsens.analysis.ablation_curves`.
     """
+    benign, adversarial = _pixels(benign, "benign"), _pixels(adversarial, "adversarial")
     plan = _plan(neurons, by, replacements, ratios, draws, batch_size, seed)
     sizes = {layer: len(values) for layer, values in plan.sensitivity.items()}
     return ablation_curves(ablation_table(intervene(model, benign, adversarial, labels, plan, "ablate"), sizes))
@@ -165,6 +168,7 @@ def patch(
     seed: int = 0,
 ) -> pd.DataFrame:
     """How many neurons' adversarial values flip a benign image; columns of :func:`distsens.analysis.flip_curves`."""
+    benign, adversarial = _pixels(benign, "benign"), _pixels(adversarial, "adversarial")
     plan = _plan(neurons, by, ("benign",), (1.0,), draws, batch_size, seed)
     sizes = {layer: len(values) for layer, values in plan.sensitivity.items()}
     return flip_curves(patching_table(intervene(model, benign, adversarial, labels, plan, "patch"), sizes))
@@ -175,6 +179,12 @@ def compare(neurons: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
     if not neurons:
         raise InputError("neurons", {}, "give the table of one model at least")
     return layer_table(pd.concat([table.assign(model=name) for name, table in neurons.items()], ignore_index=True))
+
+
+def _pixels(images: Tensor, field: str) -> Tensor:
+    """The images, refused outside [0, 1]; those in the model's own floating-point type keep it."""
+    pixels = to_pixels(images, field)
+    return images if images.is_floating_point() else pixels
 
 
 def _plan(

@@ -15,10 +15,29 @@ from distsens.data.trivial_augment import trivial_augment
 from distsens.errors import InputError
 from distsens.randomness import sample_keys, uniform
 
+_TOLERANCE = 1e-6
+"""By rounding."""
 
-def to_pixels(images: Tensor) -> Tensor:
-    """Turn uint8 images into float32 pixels in [0, 1]."""
-    return images.to(torch.float32) / 255
+
+def to_pixels(images: Tensor, field: str = "images") -> Tensor:
+    """Images as float32 pixels in [0, 1]: uint8 is divided by 255, floating-point numbers in [0, 1] are kept.
+
+    Raises
+    ------
+    InputError
+        The images, which the message calls ``field``, are of another type or not in [0, 1].
+    """
+    if images.dtype == torch.uint8:
+        return images.to(torch.float32) / 255
+    if not images.is_floating_point():
+        allowed = "must be uint8, or floating-point numbers in [0, 1]"
+        raise InputError(field, str(images.dtype).removeprefix("torch."), allowed)
+    if images.numel():
+        lowest, highest = (bound.item() for bound in torch.aminmax(images))
+        if not (lowest >= -_TOLERANCE and highest <= 1.0 + _TOLERANCE):  # nor NaN
+            allowed = "floating-point pixels must lie in [0, 1]: divide by 255, and normalise inside the model"
+            raise InputError(field, (lowest, highest), allowed)
+    return images.to(torch.float32)
 
 
 def crop(images: Tensor, keys: Tensor) -> Tensor:

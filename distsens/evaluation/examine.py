@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from distsens.attacks import JudgingAttack, Threat
 from distsens.data import corrupt, to_pixels
+from distsens.errors import InputError
 from distsens.evaluation.ledger import (
     CLEAN,
     Ledger,
@@ -63,9 +64,16 @@ def examine(
     Parameters
     ----------
     model : any classifier of [0, 1] images, on the device, in eval mode.
-    images, labels : uint8 (N, C, H, W) and int64 (N,).
+    images, labels : uint8, or floating-point in [0, 1], (N, C, H, W); and int64 (N,).
     numbers : (N,) the images' numbers in the split.
+
+    Raises
+    ------
+    InputError : the images are of another kind, or not uint8 where they are to be corrupted.
     """
+    if judgement.corruptions and images.dtype != torch.uint8:
+        kind = str(images.dtype).removeprefix("torch.")
+        raise InputError("images", kind, "must be uint8: corruptions are made of images of 256 levels")
     pixels, labels, numbers = to_pixels(images.to(device)), labels.to(device), numbers.to(device)
     bench = _Bench(model, pixels, labels, numbers, judgement)
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):

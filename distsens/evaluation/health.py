@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from distsens.attacks import AttackLoss, attack_view, cross_entropy, margin
 from distsens.attacks.view import Logits
-from distsens.data import representatives
+from distsens.data import representatives, to_pixels
 from distsens.errors import InputError
 from distsens.precision import full_float32
 
@@ -47,8 +47,9 @@ def inspect(model: nn.Module, images: Tensor, labels: Tensor, classes: int) -> l
     Raises
     ------
     InputError
-        The model returns another number of logits, or some that are not finite.
+        The model returns another number of logits, or some that are not finite, or the images are not in [0, 1].
     """
+    images = to_pixels(images)
     with attack_view(model) as logits:
         with torch.no_grad():
             outputs, again = logits(images), logits(images)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from distsens.attacks import GradientAttack, JudgingAttack, Threat, attack_view, cross_entropy, logits_of
 from distsens.attacks.image_gradients import image_gradients
+from distsens.data import to_pixels
 from distsens.errors import InputError
 from distsens.evaluation.last_iterate import LastIterate
 from distsens.precision import full_float32
@@ -76,8 +77,9 @@ def masking_checks(
 
     Raises
     ------
-    InputError : the ball is a point, or the tolerance is not in [0, 1).
+    InputError : the ball is a point, the tolerance is not in [0, 1), or the images are not.
     """
+    images = to_pixels(images)
     if attack.threat.eps == 0.0:
         raise InputError("threat.eps", attack.threat.eps, "it must be above 0 for an attack to show anything")
     if not 0.0 <= tolerance < 1.0:

@@ -124,3 +124,17 @@ def test_what_cannot_be_is_refused_by_name(small: Digits) -> None:
         top_k(measure(small.model, small.images, small.twins), by="size")
     with pytest.raises(InputError, match="neurons"):
         compare({})
+
+
+def test_images_outside_of_the_pixels_range_are_refused_by_name(small: Digits) -> None:
+    wide = 255.0 * small.twins
+    neurons = measure(small.model, small.images, small.twins)
+    for refused in (
+        lambda: measure(small.model, small.images, wide),
+        lambda: ablate(small.model, small.images, wide, small.labels, neurons, draws=2),
+        lambda: patch(small.model, small.images, wide, small.labels, neurons, draws=2),
+    ):
+        with pytest.raises(InputError, match=r"adversarial: got \(.*\); floating-point pixels must lie in \[0, 1\]"):
+            refused()
+    with pytest.raises(InputError, match="benign"):
+        measure(small.model, 255.0 * small.images, small.twins)

@@ -151,3 +151,19 @@ def test_a_gpu_gives_the_same_images_as_the_cpu() -> None:
     images, keys = _batch(200, height=32, width=32)
     on_gpu = augment(images.cuda(), list(AUGMENTATIONS), keys.cuda())
     assert torch.equal(on_gpu.cpu(), augment(images, list(AUGMENTATIONS), keys))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16])
+def test_floating_point_pixels_stay_and_others_are_refused(dtype: torch.dtype) -> None:
+    levels = torch.arange(256, dtype=torch.uint8).reshape(1, 1, 16, 16)
+    pixels = to_pixels(levels)
+    assert pixels.dtype == torch.float32
+    assert torch.equal(pixels, levels.float() / 255)
+    assert torch.equal(to_pixels(pixels), pixels)
+    assert torch.equal(to_pixels(pixels.to(dtype)), pixels.to(dtype).float())
+    assert to_pixels(pixels[:0]).shape == (0, 1, 16, 16)
+    for wrong in (levels, 2.0 * pixels, pixels - 0.5, pixels / 0.0):
+        with pytest.raises(InputError, match=r"adversarial: got \(.*\); floating-point pixels must lie in \[0, 1\]"):
+            to_pixels(wrong.to(dtype), "adversarial")
+    with pytest.raises(InputError, match="images: got 'int64'; must be uint8"):
+        to_pixels(levels.long())

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from distsens.attacks import Found, GradientAttack, Threat
 from distsens.data import to_pixels
+from distsens.errors import InputError
 from distsens.evaluation import Examined, Judgement, LastIterate, Ledger, examine
 from distsens.evaluation.ledger import broken_column, evaluations_column
 
@@ -139,3 +140,16 @@ def test_robust_accuracy_falls_with_the_radius(model: nn.Module, images: tuple[T
     assert len(counts) == 4
     assert counts == sorted(counts, reverse=True)
     assert ledger.clean.count >= counts[0] > counts[-1]
+
+
+def test_floating_point_images_are_judged_as_they_are_and_refused_above_one(
+    model: nn.Module, images: tuple[Tensor, Tensor]
+) -> None:
+    as_bytes = examined(model, images)
+    as_floats = examined(model, (to_pixels(images[0]), images[1]))
+    assert as_floats.ledger.rows.equals(as_bytes.ledger.rows)
+    assert torch.equal(as_floats.adversarial, as_bytes.adversarial)
+    with pytest.raises(InputError, match=r"images: got \(.*\); floating-point pixels must lie in \[0, 1\]"):
+        examined(model, (images[0].float(), images[1]))
+    with pytest.raises(InputError, match="images: got 'float32'; must be uint8: corruptions"):
+        examined(model, (to_pixels(images[0]), images[1]), corruptions=[("fog", 1)])
