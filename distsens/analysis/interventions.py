@@ -9,6 +9,7 @@ from typing import Literal, NamedTuple, get_args
 import torch
 from torch import Tensor, nn
 
+from distsens.logits import predictions
 from distsens.precision import full_float32
 from distsens.sensitivity import (
     ActivationProbe,
@@ -188,7 +189,7 @@ def intervene(
         for rows in torch.arange(len(benign)).split(plan.batch_size)
     ]
     before, after = (
-        torch.cat([getattr(one, logits).argmax(1) for one in plain])
+        torch.cat([predictions(getattr(one, logits)) for one in plain])
         for logits in ("benign_logits", "adversarial_logits")
     )
     total.images = len(benign)
@@ -213,7 +214,7 @@ def _ablate(
             for replacement in plan.replacements:
                 logits = forwards.ablated(neurons, replacement, plan.means)
                 key = Ablated(group, replacement, how, draw, ratio)
-                total.correct[key] = total.correct.get(key, 0) + int((logits.argmax(1) == labels).sum())
+                total.correct[key] = total.correct.get(key, 0) + int((predictions(logits) == labels).sum())
 
 
 def _patch(
@@ -224,7 +225,7 @@ def _patch(
     plan: InterventionPlan,
 ) -> None:
     # Only images that the attack flips can be asked how much of it flips them.
-    flips = forwards.benign_logits.argmax(1) != forwards.adversarial_logits.argmax(1)
+    flips = predictions(forwards.benign_logits) != predictions(forwards.adversarial_logits)
     for how, draw, order in orders:
         first = flipped_at(forwards, {layer: order[layer]}, plan.patched(layer))[flips]
         for neurons, count in zip(*(x.tolist() for x in first.unique(return_counts=True)), strict=True):

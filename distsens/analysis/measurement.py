@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from distsens.attacks import GradientAttack, attack_view
+from distsens.logits import predictions
 from distsens.precision import full_float32
 from distsens.randomness import sample_keys
 from distsens.sensitivity import (
@@ -193,14 +194,14 @@ def _measure(
     probe = ActivationProbe(model, plan.layers, read=read)
     with probe, attack_view(model) as logits_of, torch.no_grad():  # the view must see that there are hooks
         logits = logits_of(torch.cat([images, *twins.by_condition.values()]))
-    predictions = [part.argmax(1) for part in logits.chunk(1 + len(names))]
-    right = predictions[0] == labels
+    taken_for = [predictions(part) for part in logits.chunk(1 + len(names))]
+    right = taken_for[0] == labels
     total.images += len(images)
     total.correct[CLEAN] += int(right.sum())
     for position, (name, twin) in enumerate(twins.by_condition.items()):
         total.meters[name].add({layer: values[position] for layer, values in probe.outputs.items()}, labels)
-        total.correct[name] += int((right & (predictions[1 + position] == labels)).sum())
-        total.flipped[name] += int((predictions[1 + position] != predictions[0]).sum())
+        total.correct[name] += int((right & (taken_for[1 + position] == labels)).sum())
+        total.flipped[name] += int((taken_for[1 + position] != taken_for[0]).sum())
         change = (twin - images).flatten(1).double()
         total.distance[name] += float(torch.linalg.vector_norm(change, dim=1).sum())
     total.activated.update({layer: values[0].output for layer, values in probe.outputs.items()}, numbers)

@@ -17,6 +17,7 @@ from distsens.attacks.tally import Tally, inner
 from distsens.attacks.threat import Threat
 from distsens.attacks.view import Logits, attack_view
 from distsens.errors import InputError
+from distsens.logits import predictions
 from distsens.randomness import sample_keys
 
 APGDLoss = Literal["ce", "dlr"]
@@ -77,7 +78,7 @@ class APGD:
             with torch.no_grad():
                 outputs = torch.stack([logits(tally.images) for _ in range(self.eot)]).mean(0)
             aims = self._aims(outputs, tally.labels)
-            broken = outputs.argmax(1) != tally.labels
+            broken = predictions(outputs) != tally.labels
             tally.count(everything, self.eot)
             tally.record(everything, tally.images, self._loss(outputs, *aims[0].unbind(1)), broken)
             for turn, aim in enumerate(aims):
@@ -156,7 +157,7 @@ class APGD:
         outputs, losses, gradients = (total / self.eot for total in sums)
         # Compared with NaN nothing would ever be better.
         losses = torch.where(losses.isnan(), -torch.inf, losses)
-        return outputs.argmax(1) != aims[:, 0], losses, gradients
+        return predictions(outputs) != aims[:, 0], losses, gradients
 
     def _phases(self) -> list[tuple[Threat, int]]:
         """The balls to climb in, one after the other, and the steps in each."""

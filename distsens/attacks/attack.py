@@ -14,6 +14,7 @@ from distsens.attacks.losses import AttackLoss, cross_entropy
 from distsens.attacks.threat import L1_FRACTION, RandomStart, Threat, norms
 from distsens.attacks.view import Logits, attack_view
 from distsens.errors import InputError
+from distsens.logits import predictions
 from distsens.randomness import sample_keys
 
 # Resizing and colour conversion leave pixels this far outside [0, 1].
@@ -117,7 +118,7 @@ class GradientAttack:
                     return points
                 with torch.no_grad():
                     outputs = logits(points)
-                    score = _score(goal(outputs), (outputs.argmax(1) == labels) == targeted)
+                    score = _score(goal(outputs), (predictions(outputs) == labels) == targeted)
                 if best_score is None:
                     best, best_score = points, score
                 else:
@@ -170,5 +171,5 @@ def check_pixels(images: Tensor) -> None:
 
 def _score(goals: Tensor, succeeded: Tensor) -> Tensor:
     """Order of attempts: the goal squeezed into (-1/2, 1/2), one more where the attack succeeded."""
-    goals = goals.double()
+    goals = goals.double().nan_to_num()
     return 0.5 * goals / (1.0 + goals.abs()) + succeeded

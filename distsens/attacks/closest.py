@@ -13,6 +13,7 @@ from distsens.attacks.losses import margin
 from distsens.attacks.threat import Threat
 from distsens.attacks.view import Logits
 from distsens.errors import InputError
+from distsens.logits import NO_CLASS, predictions
 
 # Logits differ by about as much, relative to the largest, when an image is shown in another batch: an example closer to
 # the boundary might not stay misclassified.
@@ -81,7 +82,7 @@ class Search:
         self._evaluations = torch.ones(len(images), dtype=torch.int64, device=images.device)
         with torch.no_grad():
             outputs = logits(self.images)
-        mistaken = outputs.argmax(1) != self.labels
+        mistaken = predictions(outputs) != self.labels
         self._distances[mistaken] = 0.0
         self.rows = torch.nonzero(~mistaken).squeeze(1)
         rivals = outputs[self.rows].scatter(1, self.labels[self.rows, None], -torch.inf)
@@ -95,6 +96,7 @@ class Search:
         outputs = self._logits(points)
         with torch.no_grad():
             excess = margin(outputs, self.labels[rows]) - self._confidence - _ROUNDING * outputs.abs().amax(1)
+            excess[predictions(outputs) == NO_CLASS] = torch.finfo(excess.dtype).max  # wrong, by whatever margin
             distances = self._threat.distance(self.images[rows], points)
             closer = (excess > 0.0) & (distances < self._distances[rows])
             self._evaluations[rows] += 1

@@ -109,7 +109,9 @@ def _gives_the_same(network: nn.Module, forwards: Mapping[nn.Module, Forward], i
             except Exception:  # Whatever the network says to fewer images than there are.
                 return False
     plain, lean = found
-    return isinstance(plain, Tensor) and bool((lean - plain).abs().amax() <= _FOLDING_ERROR * plain.abs().amax())
+    if not (isinstance(plain, Tensor) and plain.is_floating_point()):
+        return False
+    return bool((lean - plain).abs().amax() <= _FOLDING_ERROR * plain.abs().amax())
 
 
 def _is_watched(network: nn.Module) -> bool:

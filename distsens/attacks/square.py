@@ -15,6 +15,7 @@ from distsens.attacks.tally import Tally, inner
 from distsens.attacks.threat import Threat
 from distsens.attacks.view import Logits, attack_view
 from distsens.errors import InputError
+from distsens.logits import predictions
 from distsens.randomness import sample_keys
 
 # After how many changes the part of the image that a square covers is halved.
@@ -65,7 +66,7 @@ class Square:
             tally = Tally(images, labels, keys)
             everything, outputs = tally.left, logits(tally.images)
             tally.count(everything, 1)
-            wrong = outputs.argmax(1) != tally.labels
+            wrong = predictions(outputs) != tally.labels
             tally.record(everything, tally.images, margin(outputs, tally.labels), wrong)
             for restart in range(self.restarts):
                 if len(rows := tally.left):
@@ -82,7 +83,7 @@ class Square:
                 query = shown - 2
                 points = changed_points(threat, best, images, sample_keys(keys, query), self.part(query))
             outputs = logits(points)
-            values, broken = margin(outputs, labels), outputs.argmax(1) != labels
+            values, broken = margin(outputs, labels), predictions(outputs) != labels
             better = values > losses
             losses = torch.where(better, values, losses)
             best = torch.where(better[:, None, None, None], points, best)

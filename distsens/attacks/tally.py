@@ -10,6 +10,7 @@ from distsens.attacks.found import Found
 from distsens.attacks.losses import margin
 from distsens.attacks.threat import Threat
 from distsens.errors import InputError
+from distsens.logits import predictions
 
 
 def inner(threat: Threat) -> Threat:
@@ -80,7 +81,7 @@ class Tally:
         (M,) of bool.
         """
         points, logits, labels = points.detach(), logits.detach(), self.labels[rows]
-        broken = logits.argmax(1) != labels
+        broken = predictions(logits) != labels
         self.count(rows, evaluations)
         self.record(rows, points, margin(logits, labels).float(), broken)
         return ~broken

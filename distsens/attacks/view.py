@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from distsens.attacks.lean import Forward, lean_forwards, replaced
 from distsens.errors import InputError
+from distsens.logits import checked_logits
 from distsens.networks import in_eval_mode, in_own_type, keeping_buffers, memory_format_of, program, undistributed
 
 Logits = Callable[[Tensor], Tensor]
@@ -49,7 +50,7 @@ def attack_view(model: nn.Module, *, precision: torch.dtype | None = None) -> It
             torch.autocast(device.type, dtype=precision, enabled=precision is not None),
             replaced(network, forwards or {}),
         ):
-            outputs = _run(network, arranged)
+            outputs = checked_logits(_run(network, arranged), len(images))
         return outputs.float()
 
     with ExitStack() as stack:
@@ -69,9 +70,9 @@ def attack_view(model: nn.Module, *, precision: torch.dtype | None = None) -> It
                 parameter.requires_grad_(True)
 
 
-def _run(network: nn.Module, images: Tensor) -> Tensor:
+def _run(network: nn.Module, images: Tensor) -> object:
     try:
-        outputs: Tensor = network(images)
+        outputs: object = network(images)
     except (AssertionError, RuntimeError) as problem:
         if kind := program(network):
             said = " ".join(str(problem).split())

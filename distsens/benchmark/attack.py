@@ -14,6 +14,7 @@ from distsens.benchmark.peers import Attack, peer_attacks
 from distsens.benchmark.rounds import Spread, median_seconds, ratios, take_turns
 from distsens.benchmark.subject import Subject
 from distsens.experiment import Precision
+from distsens.logits import predictions
 from distsens.randomness import sample_keys
 
 _TARGETS = {"small_cnn": 3.0, "resnet18": 5.0}
@@ -106,6 +107,7 @@ def _our_attack(subject: Subject, precision: Precision) -> Attack:
 def _success(subject: Subject, examples: dict[int, Tensor]) -> float:
     """Percent of the examples, over all rounds, that the network gets wrong in float32."""
     wrong = [
-        subject.network(adversarial).argmax(1) != subject.batch(number)[1] for number, adversarial in examples.items()
+        predictions(subject.network(adversarial)) != subject.batch(number)[1]
+        for number, adversarial in examples.items()
     ]
     return 100.0 * float(torch.cat(wrong).double().mean())

@@ -21,6 +21,7 @@ from distsens.data import representatives, to_pixels
 from distsens.errors import InputError
 from distsens.evaluation import Judgement, Pool, examine, find_subject, full_float32
 from distsens.examination import Examination
+from distsens.logits import predictions
 from distsens.suite import Materials, build_attacks, load_judged
 
 _SPEEDUP, _POINTS = 2.0, 0.3
@@ -170,5 +171,5 @@ def _reference(judged: Judged, effort: Effort, seed: int, device: torch.device) 
         warnings.simplefilter("ignore")
         examples = peer.run_standard_evaluation(images, labels, batch_size=_BATCH)[0]
     with torch.no_grad():
-        predictions = torch.cat([network(batch).argmax(1) for batch in examples.to(device).split(_BATCH)])
-    return float((predictions == labels).double().mean())
+        taken_for = torch.cat([predictions(network(batch)) for batch in examples.to(device).split(_BATCH)])
+    return float((taken_for == labels).double().mean())

@@ -23,7 +23,7 @@ from distsens.analysis import (
 from distsens.attacks import Threat
 from distsens.data import ImageSet
 from distsens.distributed.examination_preflight import CheckedExamination, check_examination, check_radius
-from distsens.errors import InputError
+from distsens.errors import InputError, refusing
 from distsens.evaluation import Subject
 from distsens.examination import JudgedThreat
 from distsens.sensitivity import neuron_counts
@@ -93,10 +93,11 @@ def check_analysis(analysis: Analysis, tell: Callable[[str], None] = lambda _: N
     layers, intervened = [], []
     for one in examinations:
         network = one.subject.build(one.dataset.shape, len(one.dataset.classes))
-        example = torch.zeros(1, *one.dataset.shape)
-        layers.append(neuron_counts(network, analysis.layers, example))
-        build_plan(analysis, threat, tuple(layers[-1]), len(one.dataset.classes))
-        intervened.append(intervened_layers(analysis, network, tuple(layers[-1]), example))
+        with refusing("model", one.subject.address, "its neurons cannot be measured"):
+            example = torch.zeros(1, *one.dataset.shape)
+            layers.append(neuron_counts(network, analysis.layers, example))
+            build_plan(analysis, threat, tuple(layers[-1]), len(one.dataset.classes))
+            intervened.append(intervened_layers(analysis, network, tuple(layers[-1]), example))
     if analysis.output is not None:
         open_place(analysis.output).check_writable()
     subjects = [one.subject for one in examinations]

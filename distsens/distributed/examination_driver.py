@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from distsens.distributed.cluster import check_capacity_of_cluster, connected
-from distsens.distributed.endings import MLFLOW_STATUS, Status, cause, explain, finish
+from distsens.distributed.endings import MLFLOW_STATUS, EndedError, Status, cause, explain, finish
 from distsens.distributed.examination_preflight import CheckedExamination, pool
 from distsens.distributed.examiners import Assignment, Examiners, share_split
 from distsens.distributed.places import followed, pinned
@@ -37,6 +37,7 @@ from distsens.evaluation import (
 )
 from distsens.examination import Examination
 from distsens.experiment import Experiment, merge
+from distsens.logits import too_many_not_finite
 from distsens.report import EvaluationSummary, EvaluationView, evaluation_figure
 from distsens.storage import Place, open_place, place_name, read_json, write_json
 from distsens.tracking import TrackedRun, without_password
@@ -377,6 +378,7 @@ def _judge(
     if examination.examples is not None:
         write_json(open_place(examination.examples), f"{stored.name}/{PAIRS_FILE}", _of_pairs(checked))
     view.begin(count, sum(len(ledger) for ledger in done.values()))
+    _check_finite(done, count)
     diagnose = examination.diagnostics and checks is None
     if not shards and not diagnose:
         return checks
@@ -403,7 +405,14 @@ def _judge(
             stored.keep(number, ledger, time.monotonic() - began)
             done[number] = ledger
         view.judged(Ledger.join(list(done.values())) if done else None)
+        _check_finite(done, count)
     return checks
+
+
+def _check_finite(done: dict[int, Ledger], images: int) -> None:
+    """End an evaluation of which it is certain that too many of all its images have logits that are not finite."""
+    if (line := too_many_not_finite(sum(ledger.not_finite for ledger in done.values()), images)) is not None:
+        raise EndedError(line)
 
 
 def _of_pairs(checked: CheckedExamination) -> dict[str, Any]:

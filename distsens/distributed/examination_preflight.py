@@ -19,7 +19,7 @@ from distsens.attacks import Norm
 from distsens.data import SEVERITIES, Dataset, ImageSet, corrupt, representatives, to_pixels
 from distsens.distributed.cluster import check_capacity_here, job_submission_id
 from distsens.distributed.preflight import data_notices, storage_url, tracking_places
-from distsens.errors import InputError
+from distsens.errors import InputError, refusing
 from distsens.evaluation import (
     Judgement,
     Pool,
@@ -127,10 +127,14 @@ def check_examination(examination: Examination, tell: Callable[[str], None] = la
     materials = Materials(classes, subject.experiment, Pool(pixels, labels[some]), other)
     judgement = build_judgement(examination, materials)
     warnings = [*instead, *data_notices(dataset), *_classes_left_out(examination, dataset, labels)]
-    warnings += inspect(network, pixels, labels[some], classes)
-    _check_gradients(judgement, examination, network, pixels, labels[some])
-    if "adaptive" in judgement.attacks:
-        _check_layers(network, subject, dataset.shape)
+    with refusing("model", model.address, f"it cannot be judged on {len(some)} images, or on one"):
+        warnings += inspect(network, pixels, labels[some], classes)
+        _check_gradients(judgement, examination, network, pixels, labels[some])
+        if "adaptive" in judgement.attacks:
+            _check_layers(network, subject, dataset.shape)
+    if other is not None:
+        with refusing("transfer", examination.transfer, f"no examples can be made on it for {len(some)} images"):
+            _check_source(other, examination.transfer, pixels, labels[some])
     for family in families(examination.corruptions):
         corrupt(images[slice(0, 1)], family, SEVERITIES[0], torch.zeros(1, dtype=torch.int64))
     storage.check_writable()
@@ -225,6 +229,16 @@ def _check_gradients(
     if need and not has_gradients(network, images[:1], labels[:1]):
         allowed = f"the model cuts gradients off (detached, or through NumPy): take {' or '.join(_WITHOUT_GRADIENTS)}"
         raise InputError("attacks", need[0], allowed)
+
+
+def _check_source(network: nn.Module, address: str | None, images: Tensor, labels: Tensor) -> None:
+    """Refuse a source of transferred examples that returns no logits, or leads no gradient back to the images."""
+    try:
+        gradients = has_gradients(network, images, labels)
+    except InputError as error:
+        raise InputError("transfer", error.value, error.allowed) from None
+    if not gradients:
+        raise InputError("transfer", address, "it cuts gradients off (detached, or through NumPy)")
 
 
 def _check_layers(network: nn.Module, subject: Subject, shape: tuple[int, int, int]) -> None:

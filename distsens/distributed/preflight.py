@@ -13,14 +13,15 @@ from torch import nn
 
 from distsens import assembly
 from distsens.attacks import GradientAttack
-from distsens.data import Dataset, Extra, augment, rank_share, steps_per_epoch
+from distsens.data import Dataset, Extra, augment, steps_per_epoch
 from distsens.distributed.cluster import check_capacity_here, job_submission_id
-from distsens.errors import InputError
+from distsens.distributed.rehearsal import Decisive, rehearse, what_decides
+from distsens.errors import InputError, refusing
 from distsens.experiment import Experiment
 from distsens.sensitivity import unreadable_layers
 from distsens.storage import LocalPlace, Place, open_place
 from distsens.tracking import check_tracking, without_password
-from distsens.training import keeping_statistics, own_forwards
+from distsens.training import own_forwards
 
 TRACKING_VARIABLE = "MLFLOW_TRACKING_URI"
 _FILES_NAMED = 5
@@ -75,8 +76,13 @@ def check(experiment: Experiment, tell: Callable[[str], None] = lambda _: None) 
     )
 
 
-def check_against(experiment: Experiment, dataset: Dataset, extra: Extra) -> tuple[nn.Module, dict[str, int]]:
-    """Check all that depends on the data's shape and size; the model, and its layers with their neurons."""
+def check_against(
+    experiment: Experiment, dataset: Dataset, extra: Extra, rehearsed: set[Decisive] | None = None
+) -> tuple[nn.Module, dict[str, int]]:
+    """Check all that depends on the data's shape and size; the model, and its layers with their neurons.
+
+    No step is rehearsed of which :func:`what_decides` is among the ``rehearsed``, which it then joins.
+    """
     _check_refresh(experiment, steps_per_epoch(len(dataset.train), experiment.training.batch_size, extra))
     _check_threat(experiment, dataset.shape)
     _check_attacks(experiment)
@@ -85,9 +91,12 @@ def check_against(experiment: Experiment, dataset: Dataset, extra: Extra) -> tup
         torch.zeros(1, *dataset.shape, dtype=torch.uint8), experiment.data.augment, torch.zeros(1, dtype=torch.int64)
     )
     model = assembly.build_model(experiment, dataset.shape, len(dataset.classes))
-    neurons = assembly.count_neurons(experiment, model, dataset.shape)
-    _check_gradients(experiment, model, dataset.shape)
-    _check_halves(experiment, model, dataset.shape)
+    with refusing("model.name", experiment.model.name, "its layers cannot be read"):
+        neurons = assembly.count_neurons(experiment, model, dataset.shape)
+    known = set() if rehearsed is None else rehearsed
+    if (decisive := what_decides(experiment)) not in known:
+        rehearse(experiment, model, neurons, dataset.train)
+        known.add(decisive)
     assembly.build_stabilizer(experiment, neurons, _CPU)  # refuses settings that cannot work
     return model, neurons
 
@@ -187,57 +196,11 @@ def _check_batch_norm(experiment: Experiment) -> None:
         )
 
 
-def _check_halves(experiment: Experiment, model: nn.Module, shape: tuple[int, int, int]) -> None:
-    """Refuse statistics of a half that is one image, of which a layer sees one value a channel."""
-    training, workers = experiment.training, experiment.workers.num
-    objective, stabilizer = assembly.build_objective(experiment), assembly.build_stabilizer(experiment, {}, _CPU)
-    both = objective.uses_benign and objective.uses_adversarial
-    if training.batch_norm == "joint" or stabilizer is None or both:
-        return
-    sharing = 1 if training.sync_batch_norm else workers  # of whose images the statistics are
-    shares = [rank_share(training.batch_size, rank, sharing) for rank in range(sharing)]
-    sizes = [(share.start, share.stop - share.start) for share in shares]
-    if all(len(range(size)[stabilizer.pairs(start, size)]) != 1 for start, size in sizes):
-        return
-    before = model.training
-    model.train()
-    try:
-        with torch.no_grad(), keeping_statistics(model):
-            model(torch.zeros(1, *shape))
-    except ValueError:
-        who = "a worker" if sharing > 1 else "a batch"
-        allowed = f"joint, or more stabilize.pairs: {who} compares one pair, and one image has no statistics here"
-        raise InputError("training.batch_norm", training.batch_norm, allowed) from None
-    finally:
-        model.train(before)
-
-
 def _check_refresh(experiment: Experiment, steps: int) -> None:
     refresh = experiment.stabilize.refresh_steps
     if refresh is not None and refresh > steps:
         raise InputError(
             "stabilize.refresh_steps", refresh, f"at most {steps}, the steps of an epoch, at whose end it is anyhow"
-        )
-
-
-def _check_gradients(experiment: Experiment, model: nn.Module, shape: tuple[int, int, int]) -> None:
-    """Refuse what cannot be trained, and for several workers what DDP cannot: it waits for every parameter."""
-    training = model.training
-    model.eval()
-    try:
-        model(torch.zeros(1, *shape)).sum().backward()
-    except RuntimeError as error:
-        reason = str(error).partition("\n")[0]
-        raise InputError("model.name", experiment.model.name, f"it cannot be trained: {reason}") from None
-    unused = [name for name, one in model.named_parameters() if one.requires_grad and one.grad is None]
-    model.zero_grad(set_to_none=True)
-    model.train(training)
-    if unused and experiment.workers.num > 1:
-        raise InputError(
-            "model.name",
-            experiment.model.name,
-            f"several workers need a gradient of every parameter, and {unused[0]} has none: freeze it "
-            f"(requires_grad_(False)), or take workers.num 1",
         )
 
 

@@ -99,6 +99,8 @@ class Recorder:
         self.view.epoch(record, best=best, new=new)
         if record.alarm is not None:
             self.view.say(f"alarm: {record.alarm}")
+        if lost := record.metrics.get("validation/not_finite"):
+            self.view.say(f"{lost:.0f} validation images have logits that are NaN or infinite, which counts as wrong")
 
     def _log(self, record: EpochRecord) -> None:
         logged = self.tracked.last_logged_epoch()
@@ -160,6 +162,7 @@ def _test_numbers(tested: Tested) -> dict[str, float]:
         "images": float(measurement.images),
         "clean_accuracy": measurement.clean_accuracy,
         **{f"{name}_accuracy": value for name, value in measurement.robust_accuracies.items()},
+        "not_finite": float(measurement.not_finite),
     }
 
 

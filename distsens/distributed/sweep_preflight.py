@@ -10,6 +10,7 @@ from typing import Any
 from distsens import assembly
 from distsens.distributed.cluster import check_capacity_here
 from distsens.distributed.preflight import Checked, check, check_against
+from distsens.distributed.rehearsal import what_decides
 from distsens.errors import InputError
 from distsens.search import SweepPlan
 
@@ -35,17 +36,19 @@ def check_sweep(plan: SweepPlan, tell: Callable[[str], None] = lambda _: None) -
     for experiment in (plan.base, plan.champion(plan.first)):
         check_capacity_here(experiment.workers, experiment.data.decoding_cpus)
     base = check(plan.base, tell)
+    rehearsed = {what_decides(plan.base)}
     parts = {f"sweep.rungs.{rung}": plan.experiment(plan.first, rung) for rung in range(1, plan.rungs)}
     for where, experiment in {**parts, "sweep.champion": plan.champion(plan.first)}.items():
         try:
             same = (experiment.data, experiment.seed) == (plan.base.data, plan.base.seed)
-            check_against(experiment, base.dataset if same else assembly.load_data(experiment, tell), base.extra)
+            dataset = base.dataset if same else assembly.load_data(experiment, tell)
+            check_against(experiment, dataset, base.extra, rehearsed)
         except InputError as error:
             raise InputError(f"{where}.{error.field}", error.value, error.allowed) from None
     for values in _extremes(plan):
         experiment = plan.experiment(values)
         try:
-            check_against(experiment, base.dataset, base.extra)
+            check_against(experiment, base.dataset, base.extra, rehearsed)
         except InputError as error:
             given = ", ".join(f"{field} {value!r}" for field, value in values.items())
             raise InputError(f"search.{error.field}", error.value, f"{error.allowed} (with {given})") from None

@@ -12,7 +12,6 @@ from typing import Any, Protocol
 import numpy as np
 import ray
 import ray.train
-from ray.train.torch import TorchTrainer
 from ray.train.v2._internal.execution.callback import ControllerCallback
 
 from distsens.data import Dataset, ImageFiles, ImageSet
@@ -20,6 +19,7 @@ from distsens.distributed.cluster import PLACES_TIMEOUT_S, start_here
 from distsens.distributed.mailbox import Mailbox
 from distsens.distributed.monitor import Event, News, Started, collect
 from distsens.distributed.patience import Patience
+from distsens.distributed.retries import Trainer
 from distsens.distributed.signals import ignore_signals
 from distsens.distributed.worker import Job, train_worker
 from distsens.experiment import Experiment
@@ -53,7 +53,7 @@ def ray_notes() -> tempfile.TemporaryDirectory[str]:
 class Training:
     """``TorchTrainer.fit`` in a thread, so that the main one can follow, and answer signals."""
 
-    def __init__(self, trainer: TorchTrainer, mailbox: Any) -> None:
+    def __init__(self, trainer: Trainer, mailbox: Any) -> None:
         self.mailbox = mailbox
         self._trainer = trainer
         self._error: BaseException | None = None
@@ -108,7 +108,7 @@ def start_training(job: Job, notes: str) -> Training:
     """Start the job's workers; ``notes`` is a folder of :func:`ray_notes`."""
     workers = job.experiment.workers
     mailbox = start_here(Mailbox)
-    trainer = TorchTrainer(
+    trainer = Trainer(
         train_worker,
         train_loop_config={"job": job, "mailbox": mailbox},
         scaling_config=ray.train.ScalingConfig(

@@ -24,6 +24,7 @@ from distsens.distributed.monitor import ActorTold, EndedEarly, EpochFinished, E
 from distsens.distributed.streaming import stream
 from distsens.evaluation import Measurement, measure
 from distsens.experiment import Experiment
+from distsens.logits import too_many_not_finite
 from distsens.storage import RUN_FILE, Checkpoints, open_place
 from distsens.training import (
     WEIGHTS,
@@ -229,6 +230,9 @@ class _Worker:
             "fgsm": assembly.build_fgsm(self.experiment),
         }
         measurement = self._measure("test", attacks, tell=True)
+        if (line := too_many_not_finite(measurement.not_finite, measurement.images)) is not None:
+            self._post(Stopped(f"{line} of the test split"))
+            return
         self.log.info("tested", extra={"epoch": best, "images": measurement.images, **measurement.robust_accuracies})
         self._post(Tested(best, measurement))
 

@@ -16,6 +16,7 @@ from distsens.attacks.image_gradients import image_gradients
 from distsens.attacks.view import Logits
 from distsens.errors import InputError
 from distsens.evaluation.stabilized import StabilizedNeurons
+from distsens.logits import NO_CLASS, predictions
 from distsens.precision import full_float32
 from distsens.randomness import sample_keys
 from distsens.sensitivity import (
@@ -204,6 +205,12 @@ class _Learnt:
 def _learn(attack: Adaptive, model: nn.Module, logits: Logits, device: torch.device) -> _Learnt:
     """Go over the pool in parts, keeping sums, and of the last layer the features."""
     images, labels = attack.pool.images.to(device), attack.pool.labels.to(device)
+    with torch.no_grad():
+        classes = torch.cat([predictions(logits(some)) for some in images.split(_PAIRS_AT_A_TIME)])
+    # What the model has no number for would be in every mean.
+    images, labels = images[classes != NO_CLASS], labels[classes != NO_CLASS]
+    if len(images) == 0:
+        raise InputError("pool", len(classes), "images of which one at least has finite logits")
     layers = match_layers(model, attack.layers, images)
     pgd = GradientAttack(attack.threat, _POOL_STEPS, 2.5 * attack.threat.eps / _POOL_STEPS)
     parts, pairs = torch.arange(len(images), device=device).split(_PAIRS_AT_A_TIME), []
@@ -229,8 +236,8 @@ def _learn(attack: Adaptive, model: nn.Module, logits: Logits, device: torch.dev
         change = change + margin(outputs, labels[rows].repeat(2)).view(2, -1).diff(dim=0).abs().sum()
         term = term + neurons.term(*split_pairs(reading_neurons.outputs)).sum()
         features.append(reading_features.outputs[layers[-1]])
-        taken_for.append(outputs.chunk(2)[0].argmax(1))
-    unit = torch.where(term > 0.0, change / term, 0.0).float()
+        taken_for.append(predictions(outputs.chunk(2)[0]))
+    unit = torch.where(term > 0.0, change / term, 0.0).float().nan_to_num()
     return _Learnt(layers, neurons, unit, torch.cat(features), torch.cat(taken_for))
 
 

@@ -19,6 +19,7 @@ from distsens.evaluation.ledger import (
     curve_column,
     evaluations_column,
 )
+from distsens.logits import NO_CLASS, checked_logits, predictions
 from distsens.precision import full_float32
 from distsens.randomness import sample_keys
 
@@ -61,6 +62,8 @@ def examine(
 ) -> Examined:
     """Judge a classifier on images, in float32 and by a plain forward, whatever an attack may claim.
 
+    Whose logits are not all finite, as it is or attacked, is misclassified, and counted (``not_finite``).
+
     Parameters
     ----------
     model : any classifier of [0, 1] images, on the device, in eval mode.
@@ -69,7 +72,8 @@ def examine(
 
     Raises
     ------
-    InputError : the images are of another kind, or not uint8 where they are to be corrupted.
+    InputError : what the model returns is not logits, or the images are of another kind, or not uint8 where they are
+        to be corrupted.
     """
     if judgement.corruptions and images.dtype != torch.uint8:
         kind = str(images.dtype).removeprefix("torch.")
@@ -103,17 +107,26 @@ class _Bench:
         self.distance: list[float | None] = [None] * count
         self.evaluations = torch.ones(count, dtype=torch.int64, device=images.device)
         self.violations = torch.zeros(count, dtype=torch.int64, device=images.device)
+        self.not_finite = torch.zeros(count, dtype=torch.bool, device=images.device)
 
     def batches(self, rows: Tensor) -> Sequence[Tensor]:
         return rows.split(self.judgement.batch_size) if len(rows) else ()
 
     @torch.no_grad()
-    def predict(self, images: Tensor) -> Tensor:
-        """Predictions by a plain forward in float32; of a random model with other noise than an attack has seen."""
+    def predict(self, images: Tensor, rows: Tensor | slice = slice(None), valid: Tensor | bool = True) -> Tensor:
+        """Predictions by a plain forward in float32; of a random model with other noise than an attack has seen.
+
+        ``rows`` are the positions of the images under judgement that these are made of, ``valid`` whether they count.
+        """
         self.reseed(self.numbers, "verdict")
         with torch.autocast(images.device.type, enabled=False):
-            batches = images.split(self.judgement.batch_size)
-            return torch.cat([self.model(batch.contiguous()).float().argmax(1) for batch in batches])
+            parts = [
+                checked_logits(self.model(batch.contiguous()), len(batch))
+                for batch in images.split(self.judgement.batch_size)
+            ]
+        predicted = predictions(torch.cat(parts).float())
+        self.not_finite[rows] |= valid & (predicted == NO_CLASS)
+        return predicted
 
     def reseed(self, numbers: Tensor, *context: str) -> None:
         """What is random in a model itself depends on the images too, and not on what its process did before."""
@@ -138,7 +151,7 @@ class _Bench:
             spent[rows] = found.evaluations
             valid = _inside(self.judgement.threat, found.adversarial, self.images[rows])
             self.violations[rows] += (~valid).long()
-            predicted = self.predict(found.adversarial)
+            predicted = self.predict(found.adversarial, rows, valid)
             fooled = valid & (predicted != self.labels[rows])
             distances = self.judgement.threat.distance(self.images[rows], found.adversarial)
             for i, row in enumerate(rows.tolist()):
@@ -163,8 +176,9 @@ class _Bench:
                 keys = sample_keys(self.numbers[rows], self.judgement.seed, "curve")
                 self.reseed(self.numbers[rows], "curve")
                 found = attack(self.model, self.images[rows], self.labels[rows], keys=keys)
-                fooled = self.predict(found.adversarial) != self.labels[rows]
-                standing[rows] = ~(fooled & _inside(threat, found.adversarial, self.images[rows]))
+                valid = _inside(threat, found.adversarial, self.images[rows])
+                fooled = self.predict(found.adversarial, rows, valid) != self.labels[rows]
+                standing[rows] = ~(fooled & valid)
             self.columns[curve_column(eps)] = standing.tolist()
 
     def corruption(self, family: str, severity: int, corrupted: Tensor) -> None:
@@ -183,6 +197,7 @@ class _Bench:
                 "distance": self.distance,
                 "evaluations": self.evaluations.tolist(),
                 "violations": self.violations.tolist(),
+                "not_finite": self.not_finite.tolist(),
                 **self.columns,
             }
         )

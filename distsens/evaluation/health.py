@@ -9,6 +9,7 @@ from distsens.attacks import AttackLoss, attack_view, cross_entropy, margin
 from distsens.attacks.view import Logits
 from distsens.data import representatives, to_pixels
 from distsens.errors import InputError
+from distsens.logits import NO_CLASS, predictions, too_many_not_finite
 from distsens.precision import full_float32
 
 # Of the largest logit. A forward repeats itself but for the last bits; with another batch size it may add in another
@@ -35,6 +36,7 @@ def inspect(model: nn.Module, images: Tensor, labels: Tensor, classes: int) -> l
     -------
     A line for each finding; none for a classifier that is in order:
 
+    - Some logits are NaN or infinite; the rest is looked for on the other images.
     - The outputs are probabilities. The difference of logits ratio (DLR) and the margin are losses of logits; after a
       softmax they saturate with it.
     - The model is random: two forwards of the same images differ. An attack must then average gradients over its noise
@@ -47,17 +49,21 @@ def inspect(model: nn.Module, images: Tensor, labels: Tensor, classes: int) -> l
     Raises
     ------
     InputError
-        The model returns another number of logits, or some that are not finite, or the images are not in [0, 1].
+        The model returns no logits, another number of them, or for too many images some that are not finite, or the
+        images are not in [0, 1].
     """
     images = to_pixels(images)
     with attack_view(model) as logits:
         with torch.no_grad():
             outputs, again = logits(images), logits(images)
             _check_logits(outputs, len(images), classes)
+            finite = predictions(outputs) != NO_CLASS
+            if not finite.all():
+                images, labels, outputs, again = (part[finite] for part in (images, labels, outputs, again))
             random = _difference(outputs, again, _REPEATED)
             some = torch.from_numpy(representatives(labels.cpu().numpy(), _ALONE)).to(images.device)
             alone = torch.cat([logits(image[None]) for image in images[some]])
-        warnings = [_probabilities(outputs)]
+        warnings = [_not_finite(finite), _probabilities(outputs)]
         if random is not None:
             warnings.append(
                 f"the model is random: two forwards of the same images differ by up to {random:.2g}; use AutoAttack's "
@@ -81,8 +87,8 @@ def has_gradients(model: nn.Module, images: Tensor, labels: Tensor) -> bool:
 def _check_logits(outputs: Tensor, images: int, classes: int) -> None:
     if outputs.shape != (images, classes):
         raise InputError("model", tuple(outputs.shape), f"for {images} images it must return logits {images, classes}")
-    faulty = int((~outputs.isfinite()).any(1).sum())
-    if faulty:
+    faulty = int((predictions(outputs) == NO_CLASS).sum())
+    if too_many_not_finite(faulty, images):
         allowed = f"they must be finite; those of {faulty} of {images} images are not"
         raise InputError("model", "logits with NaN or infinity", allowed)
 
@@ -91,6 +97,13 @@ def _difference(outputs: Tensor, others: Tensor, tolerance: float) -> float | No
     """The largest difference of two logits, None where it is within a tolerance relative to the largest logit."""
     difference = (outputs - others).abs().max().item()
     return difference if not difference <= tolerance * outputs.abs().max().item() else None
+
+
+def _not_finite(finite: Tensor) -> str | None:
+    count = int((~finite).sum())
+    if count == 0:
+        return None
+    return f"the logits of {count} of {len(finite)} images are NaN or infinite, which counts as misclassified"
 
 
 def _probabilities(outputs: Tensor) -> str | None:

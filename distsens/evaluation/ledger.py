@@ -68,6 +68,8 @@ class Ledger:
         ``adversarial_prediction``, ``distance`` : of that example, the distance in the norm of the threat.
         ``evaluations`` : how often the image, changed or not, was shown to the classifier by all attacks.
         ``violations`` : attacks whose example lay outside the ball or [0, 1], which did not count.
+        ``not_finite`` : whether logits of it, as it is, attacked or corrupted, were NaN or infinite. Such an image is
+            taken for class -1, so that it is misclassified.
 
     and those that the ``..._column`` functions name.
     """
@@ -187,12 +189,18 @@ class Ledger:
         """Examples that lay outside the ball or [0, 1], which did not count."""
         return int(self.rows["violations"].sum())
 
+    @property
+    def not_finite(self) -> int:
+        """Images of which some logits, as they are, attacked or corrupted, were NaN or infinite: misclassified."""
+        found = self.rows.get("not_finite")  # a shard that was stored before there was such a column has none
+        return 0 if found is None else int(found.sum())
+
     def _proportion(self, which: pd.Series[bool]) -> Proportion:
         return Proportion(int(which.sum()), len(which))
 
 
 def _type(column: str) -> str:
     """The type of a column's values, of which some may be missing."""
-    if column.startswith((_BROKEN, _CURVE, _CORRUPTION)):
+    if column == "not_finite" or column.startswith((_BROKEN, _CURVE, _CORRUPTION)):
         return "boolean"
     return {"broken_by": "string", "distance": "Float64"}.get(column, "Int64")

@@ -14,6 +14,7 @@ from distsens.attacks.image_gradients import image_gradients
 from distsens.data import to_pixels
 from distsens.errors import InputError
 from distsens.evaluation.last_iterate import LastIterate
+from distsens.logits import predictions
 from distsens.precision import full_float32
 from distsens.randomness import sample_keys
 
@@ -84,7 +85,7 @@ def masking_checks(
         raise InputError("threat.eps", attack.threat.eps, "it must be above 0 for an attack to show anything")
     if not 0.0 <= tolerance < 1.0:
         raise InputError("tolerance", tolerance, "it must be in [0, 1)")
-    right = (logits_of(model, images).argmax(1) == labels).nonzero().squeeze(1)
+    right = (predictions(logits_of(model, images)) == labels).nonzero().squeeze(1)
     if len(right) == 0:
         return [Check("right images", False, {"right": 0.0}, f"None of {len(images)} images is classified right.")]
     keys = sample_keys(right, seed, "masking")
@@ -208,7 +209,7 @@ class _Trial:
 
     def _broken(self, attack: JudgingAttack, *context: str | int) -> Tensor:
         found = attack(self.model, self.images, self.labels, keys=sample_keys(self.keys, *context))
-        return logits_of(self.model, found.adversarial).argmax(1) != self.labels
+        return predictions(logits_of(self.model, found.adversarial)) != self.labels
 
     def _with_steps(self, steps: int, threat: Threat | None = None) -> GradientAttack:
         """The attack with as much way to go, relative to the ball, in so many steps."""

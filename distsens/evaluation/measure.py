@@ -11,6 +11,8 @@ from torch import Tensor, nn
 
 from distsens.attacks import GradientAttack, attack_view
 from distsens.data import Images, rank_share, to_pixels
+from distsens.errors import InputError
+from distsens.logits import NO_CLASS, predictions
 from distsens.precision import full_float32
 from distsens.randomness import sample_keys
 from distsens.sensitivity import ActivationProbe, LayerSensitivity, PairSums, SensitivityMeter, pair_sums
@@ -22,12 +24,15 @@ class Measurement:
 
     clean_correct : images classified right; robust_correct : per attack, images still right under it and clean.
     sensitivity : per layer, between the images and their twins under the first attack.
+    not_finite : images whose logits, as they are or attacked, were NaN or infinite: these are wrong, and their pairs
+        are not in the sensitivities.
     """
 
     images: int
     clean_correct: int
     robust_correct: dict[str, int]
     sensitivity: dict[str, LayerSensitivity]
+    not_finite: int = 0
 
     @property
     def clean_accuracy(self) -> float:
@@ -71,37 +76,44 @@ def measure(
     batch_size : images at a time on this worker.
     seed : random starts depend on it, the attack's name and the image's number alone.
     on_images : told after every batch how many images this worker has done.
+
+    Raises
+    ------
+    InputError : what the model returns is not logits, or they are finite for no image.
     """
     rank, workers = (
         (dist.get_rank(), dist.get_world_size()) if dist.is_available() and dist.is_initialized() else (0, 1)
     )
     share = rank_share(len(images), rank, workers)
     meter = SensitivityMeter(neurons, device)
-    counts = torch.zeros(1 + len(attacks), dtype=torch.float64, device=device)
+    counts = torch.zeros(2 + len(attacks), dtype=torch.float64, device=device)
     for start in range(share.start, share.stop, batch_size):
         rows = slice(start, min(start + batch_size, share.stop))
         x, y = to_pixels(images[rows].to(device)), labels[rows].to(device)
         samples = torch.arange(rows.start, rows.stop, device=device)
-        verdicts: list[Tensor] = []
+        taken_for: list[Tensor] = []
         for name, attack in attacks.items():
             twins = attack(model, x, y, keys=sample_keys(samples, seed, "evaluate", name))
-            if verdicts:
-                verdicts.append(verdicts[0] & (_logits(model, twins).argmax(1) == y))
+            if taken_for:
+                taken_for.append(predictions(_logits(model, twins)))
             else:
                 logits, sums = _measured_logits(model, torch.cat([x, twins]), layers)
                 if layers:
                     meter.add(sums)
-                clean_right, robust_right = (half.argmax(1) == y for half in logits.chunk(2))
-                verdicts = [clean_right, clean_right & robust_right]
-        counts += torch.stack(verdicts).sum(1)
+                taken_for += [predictions(half) for half in logits.chunk(2)]
+        predicted = torch.stack(taken_for)
+        right = (predicted == y) & (predicted[0] == y)
+        counts += torch.cat([right, (predicted == NO_CLASS).any(0, keepdim=True)]).sum(1)
         on_images(rows.stop - share.start)
     if workers > 1:
         dist.all_reduce(counts)
     if layers:
         meter.reduce()
-    clean, *robust = (int(count) for count in counts.tolist())
+    clean, *robust, not_finite = (int(count) for count in counts.tolist())
+    if layers and meter.pairs == 0:
+        raise InputError("model", "logits that are NaN or infinite", "they must be finite; those of no image are")
     sensitivity = {layer: values.cpu() for layer, values in meter.compute().items()} if layers else {}
-    return Measurement(len(images), clean, dict(zip(attacks, robust, strict=True)), sensitivity)
+    return Measurement(len(images), clean, dict(zip(attacks, robust, strict=True)), sensitivity, not_finite)
 
 
 def _logits(model: nn.Module, images: Tensor) -> Tensor:
@@ -110,8 +122,13 @@ def _logits(model: nn.Module, images: Tensor) -> Tensor:
 
 
 def _measured_logits(model: nn.Module, pairs: Tensor, layers: Sequence[str]) -> tuple[Tensor, dict[str, PairSums]]:
-    """Logits of benign and adversarial images, one above the other, and every layer's sums over the pairs."""
+    """Logits of benign and adversarial images, one above the other, and every layer's sums over the finite pairs."""
     probe = ActivationProbe(model, layers, read=lambda _, outputs: pair_sums(*outputs.chunk(2)))
     with probe:
         logits = _logits(model, pairs)
+    finite = (predictions(logits) != NO_CLASS).view(2, -1).all(0)
+    if finite.all():
+        return logits, probe.outputs
+    with probe:
+        _logits(model, pairs[finite.repeat(2)])
     return logits, probe.outputs

@@ -11,7 +11,6 @@ import inspect
 import os
 import re
 import sys
-import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -20,7 +19,8 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from distsens.errors import InputError
+from distsens.errors import InputError, said
+from distsens.logits import described
 from distsens.models.lenet import lenet5
 from distsens.models.pixels import PixelModel
 from distsens.models.preact import preact_resnet18, wide_resnet
@@ -116,7 +116,7 @@ def _network(name: str, builder: Builder, shape: tuple[int, int, int], classes: 
     except InputError:
         raise
     except Exception as problem:  # A network refuses, or a factory is wrong, in any way it likes.
-        allowed = f"cannot be made for images of shape {shape} and {classes} classes ({_line(problem)})"
+        allowed = f"cannot be made for images of shape {shape} and {classes} classes ({said(problem)})"
         raise InputError("model.name", name, allowed) from problem
 
 
@@ -150,7 +150,7 @@ def _own_factory(name: str) -> Builder:
     try:
         module = importlib.import_module(module_name)
     except Exception as problem:
-        allowed = f"module {module_name} cannot be imported ({_line(problem)})"
+        allowed = f"module {module_name} cannot be imported ({said(problem)})"
         raise InputError("model.name", name, allowed) from problem
     if not hasattr(module, factory_name):
         raise InputError("model.name", name, f"module {module_name} has no {factory_name}")
@@ -172,19 +172,11 @@ def _check_logits(name: str, model: PixelModel, shape: tuple[int, int, int], cla
         with torch.no_grad():
             logits = model(torch.zeros(1, *shape))
     except Exception as problem:
-        raise InputError("model.name", name, f"must take images of shape {shape} ({_line(problem)})") from problem
-    if not isinstance(logits, Tensor) or logits.shape != (1, classes):
-        found = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+        raise InputError("model.name", name, f"must take images of shape {shape} ({said(problem)})") from problem
+    if not isinstance(logits, Tensor) or logits.shape != (1, classes) or not logits.is_floating_point():
+        whole = isinstance(logits, Tensor) and logits.is_floating_point()
+        found = tuple(logits.shape) if whole else described(logits)
         raise InputError("model.name", name, f"must return logits of shape (1, {classes}) for one image, not {found}")
-
-
-def _line(problem: Exception) -> str:
-    """What a network said; of errors that are no refusals also what kind they are, and where they were made."""
-    words = " ".join(str(problem).split())
-    if isinstance(problem, AssertionError | ImportError | IndexError | RuntimeError | ValueError):
-        return words or type(problem).__name__
-    frames = traceback.extract_tb(problem.__traceback__)
-    return f"{type(problem).__name__}: {words}" + (f", {frames[-1].filename}:{frames[-1].lineno}" if frames else "")
 
 
 @contextmanager

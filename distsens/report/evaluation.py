@@ -61,6 +61,8 @@ class EvaluationSummary:
         not compare with published values.
     diagnostics : the checks for gradient masking: ``name``, ``passed``, ``values``, ``sentence``.
     violations : examples outside the ball or [0, 1], which did not count.
+    not_finite : images of which some logits, as they are, attacked or corrupted, were NaN or infinite: these count as
+        misclassified. Where they are more than one in twenty of all images the evaluation fails.
     warnings : what the verdicts are to be read with.
     commit : of the code that judged.
     seconds, workers, images_per_second : what it took, in all sessions; the rate is the last one's.
@@ -88,6 +90,7 @@ class EvaluationSummary:
     mean_corruption_error: float | None
     diagnostics: list[Json]
     violations: int
+    not_finite: int
     warnings: list[str]
     commit: str
     seconds: float
@@ -120,6 +123,7 @@ class EvaluationSummary:
             "corruption_errors": {},
             "mean_corruption_error": None,
             "violations": 0,
+            "not_finite": 0,
         }
         if ledger is not None:
             counted = {
@@ -137,6 +141,7 @@ class EvaluationSummary:
                 "corruption_errors": ledger.corruption_errors,
                 "mean_corruption_error": baseline and mean_corruption_error(ledger.corruption_errors, baseline),
                 "violations": ledger.violations,
+                "not_finite": ledger.not_finite,
             }
         return EvaluationSummary(
             **counted,
@@ -154,7 +159,7 @@ class EvaluationSummary:
 
     def metrics(self) -> dict[str, float]:
         """The numbers for MLflow."""
-        numbers = {"evaluation/images": float(self.judged)}
+        numbers = {"evaluation/images": float(self.judged), "evaluation/not_finite": float(self.not_finite)}
         for name, value in (("clean", self.clean_accuracy), ("robust", self.robust_accuracy)):
             if value is not None:
                 numbers |= {f"evaluation/{name}_accuracy{end}": value[key] for end, key in _ENDS.items()}
@@ -198,6 +203,12 @@ def show_evaluation(console: Console, summary: EvaluationSummary) -> None:
     _show_more(console, summary)
     for warning in summary.warnings:
         console.print(f"warning: {warning}", markup=False, highlight=False, soft_wrap=True)
+    if summary.not_finite:
+        console.print(
+            f"{summary.not_finite} images have logits that are NaN or infinite, which counts as misclassified",
+            highlight=False,
+            soft_wrap=True,
+        )
     if summary.violations:
         console.print(f"{summary.violations} examples lay outside the ball or [0, 1] and did not count")
     console.print(

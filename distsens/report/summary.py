@@ -23,7 +23,8 @@ class Summary:
     best_epoch : of highest robust accuracy on validation (standard: clean accuracy); null before the first epoch.
     validation : ``clean_accuracy`` and ``robust_accuracy`` at the best epoch.
     test : ``images``, ``clean_accuracy``, ``fgsm_accuracy`` and ``pgd_accuracy`` (the recipe's ``test`` attack) of the
-        best epoch; null unless finished.
+        best epoch, and ``not_finite``, the images whose logits were NaN or infinite, which count as wrong; null unless
+        finished.
     sensitivity : per layer its mean over neurons on validation, ``{"absolute": {"first", "best"}, "relative": ...}``,
         after the first and after the best epoch.
     seconds : wall-clock time of this call.

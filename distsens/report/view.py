@@ -170,6 +170,8 @@ def show_summary(console: Console, summary: Summary) -> None:
         _heading(console, f"{summary.run}: epoch {summary.best_epoch} on {summary.test['images']:.0f} test images")
         accuracies = [f"{summary.test[key]:.2%}" for key in ("clean_accuracy", "fgsm_accuracy", "pgd_accuracy")]
         print_table(console, ("clean", "FGSM", _attack_name(summary)), [accuracies])
+        if lost := summary.test.get("not_finite"):
+            console.print(f"{lost:.0f} images have logits that are NaN or infinite, which counts as wrong")
     if summary.sensitivity:
         _heading(console, "sensitivity on validation, mean over neurons")
         best = f"best epoch ({summary.best_epoch})"

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from distsens.errors import InputError
+from distsens.logits import checked_logits, predictions
 from distsens.networks import in_eval_mode
 from distsens.precision import full_float32
 from distsens.sensitivity.intervene import Intervention, constant_neurons, take_neurons
@@ -82,9 +83,9 @@ class PairForwards:
     def _forward(self, images: Tensor, around: AbstractContextManager[object] | None = None) -> Tensor:
         with in_eval_mode(self._model) as network, torch.no_grad():
             if around is None:
-                return network(images).float()  # type: ignore[no-any-return]
+                return checked_logits(network(images), len(images)).float()
             with around:
-                return network(images).float()  # type: ignore[no-any-return]
+                return checked_logits(network(images), len(images)).float()
 
 
 def flipped_at(forwards: PairForwards, orders: Mapping[str, Tensor], counts: Sequence[int]) -> Tensor:
@@ -94,10 +95,11 @@ def flipped_at(forwards: PairForwards, orders: Mapping[str, Tensor], counts: Seq
     ``counts``; 0 stands for images that none of them changes. A later count may change the prediction back: what is
     given is the first crossing, not a minimum over subsets of neurons.
     """
-    before = forwards.benign_logits.argmax(1)
+    before = predictions(forwards.benign_logits)
     first = torch.zeros_like(before)
     for count in counts:
-        changed = forwards.patched({layer: order[:count] for layer, order in orders.items()}).argmax(1) != before
+        logits = forwards.patched({layer: order[:count] for layer, order in orders.items()})
+        changed = predictions(logits) != before
         first = torch.where((first == 0) & changed, count, first)
         if bool((first > 0).all()):
             break

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from distsens.logits import checked_logits
 from distsens.networks import in_eval_mode
 from distsens.precision import full_float32
 from distsens.sensitivity.intervene import Intervention, Overwriting
@@ -67,16 +68,20 @@ def contributions(
         is its label still, the class with the next logit.
     steps : gradients taken, each a forward and a backward pass of the model.
     """
+
+    def forward(images: Tensor) -> Tensor:
+        return checked_logits(network(images), len(images)).float()
+
     with torch.no_grad(), in_eval_mode(model) as network:
         with ActivationProbe[Tensor](network, layer) as probe:
-            benign_logits = network(benign).float()
+            benign_logits = forward(benign)
         before = probe.outputs[layer]
         with probe:
-            adversarial_logits = network(adversarial).float()
+            adversarial_logits = forward(adversarial)
         after = probe.outputs[layer]
         everything = torch.arange(before.shape[1], device=before.device)
         with Intervention(network, {layer: Overwriting(everything, after)}):
-            patched_logits = network(benign).float()
+            patched_logits = forward(benign)
     if targets is None:
         targets = adversarial_logits.scatter(1, labels[:, None], -torch.inf).argmax(1)
 
@@ -88,7 +93,7 @@ def contributions(
         point = torch.lerp(before, after, (step + 0.5) / steps).detach().requires_grad_()
         overwriting = Intervention(network, {layer: Overwriting(everything, point)})
         with torch.enable_grad(), in_eval_mode(model) as network, overwriting:
-            (slope,) = torch.autograd.grad(margin(network(benign).float()).sum(), point)
+            (slope,) = torch.autograd.grad(margin(forward(benign)).sum(), point)
         gradient += slope / steps
     return Contributions(
         ((after - before) * gradient).sum(2),

@@ -2,7 +2,7 @@
 
 from distsens.training.batch_norm import BatchNormHalves, keeping_statistics, normalising_halves
 from distsens.training.free import FreeStep
-from distsens.training.health import TrainingStoppedError, check_collapse, check_finite
+from distsens.training.health import TrainingStoppedError, check_classified, check_collapse, check_finite
 from distsens.training.loop import Plan, Progress, Step, Validation, Watchers, train
 from distsens.training.overfitting import (
     TRAINING_ATTACK,
@@ -49,6 +49,7 @@ __all__ = [
     "best_epoch",
     "broadcast_module",
     "catastrophic_overfitting",
+    "check_classified",
     "check_collapse",
     "check_finite",
     "keeping_statistics",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from distsens.logits import too_many_not_finite
 from distsens.sensitivity import LayerSensitivity
 
 # Networks that only wait on a plateau at chance were seen to keep a quarter of it, crushed ones less than 1/100.
@@ -23,6 +24,12 @@ def check_finite(gradient_norm: float, *, epoch: int, step: int) -> None:
             f"the loss or its gradient became NaN or infinite at epoch {epoch}, step {step}: "
             "lower training.lr or set training.gradient_clip"
         )
+
+
+def check_classified(not_finite: int, images: int, *, epoch: int) -> None:
+    """Stop when the network's logits are NaN or infinite for too many of the images that it is judged on."""
+    if (line := too_many_not_finite(not_finite, images)) is not None:
+        raise TrainingStoppedError(f"{line} (validation after epoch {epoch}): lower training.lr")
 
 
 def check_collapse(

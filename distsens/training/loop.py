@@ -13,7 +13,7 @@ from distsens.attacks import GradientAttack
 from distsens.data import NO_EXTRA, Extra, Images, augment, epoch_batches, rank_share, read_ahead, to_pixels
 from distsens.randomness import sample_keys
 from distsens.sensitivity import LayerSensitivity, kept_fraction, select_neurons
-from distsens.training.health import check_collapse, check_finite
+from distsens.training.health import check_classified, check_collapse, check_finite
 from distsens.training.overfitting import (
     TRAINING_ATTACK,
     Alarm,
@@ -58,6 +58,14 @@ class Validation(Protocol):
     @property
     def robust_accuracies(self) -> Mapping[str, float]:
         """By attack: that of ``TRAINING_ATTACK`` is recorded where it was measured."""
+
+    @property
+    def images(self) -> int:
+        """How many were judged."""
+
+    @property
+    def not_finite(self) -> int:
+        """How many of them had logits that are NaN or infinite, which counts as wrong."""
 
     @property
     def sensitivity(self) -> dict[str, LayerSensitivity]:
@@ -362,6 +370,7 @@ def _record(
     state: TrainingState, epoch: int, training: dict[str, float], validation: Validation, plan: Plan
 ) -> EpochRecord:
     """Append the epoch's record to the history; only the newest record keeps the neurons."""
+    check_classified(validation.not_finite, validation.images, epoch=epoch)
     metrics = {
         "epoch": float(epoch),
         **training,
@@ -371,6 +380,8 @@ def _record(
     if (trained := validation.robust_accuracies.get(TRAINING_ATTACK)) is not None:
         metrics[f"validation/{TRAINING_ATTACK}_accuracy"] = trained
         metrics["validation/overfitting_gap"] = trained - validation.robust_accuracy
+    if validation.not_finite:
+        metrics["validation/not_finite"] = float(validation.not_finite)
     if plan.selects == "clean":
         metrics["validation/selection"] = validation.clean_accuracy
     selected = select_neurons({name: one.absolute.cpu() for name, one in validation.sensitivity.items()}, plan.ratio)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from distsens.attacks import GradientAttack
+from distsens.logits import checked_logits, predictions
 from distsens.networks import memory_format_of
 from distsens.objectives import Objective
 from distsens.sensitivity import ActivationProbe, Stabilizer
@@ -167,7 +168,7 @@ class TrainingStep:
         sums = {f"loss/{name}": total.detach().double() for name, total in totals.items()}
         for name, half in (("benign", benign), ("adversarial", adversarial)):
             if half is not None:
-                sums[f"correct/{name}"] = (half.detach().argmax(1) == batch.labels).sum().double()
+                sums[f"correct/{name}"] = (predictions(half.detach()) == batch.labels).sum().double()
         return torch.stack(list(totals.values())).sum() / batch.global_size, sums
 
     def _forward(self, halves: Halves, sns_weight: float | None, *, measure: bool) -> tuple[Tensor, Tensor | None]:
@@ -179,13 +180,16 @@ class TrainingStep:
                 rows = len(halves.images)
                 around.enter_context(normalising_halves(self.model, halves.boundary, rows, self.batch_norm))
             if self.stabilizer is None or halves.pairs is None:
-                return self.model(halves.images).float(), None
+                return self._logits(halves.images), None
             read = partial(self.stabilizer.read, rows=halves.pairs, measure=measure, term=sns_weight != 0)
             probe = around.enter_context(ActivationProbe(self.model, self.layers, read))
-            logits = self.model(halves.images).float()
+            logits = self._logits(halves.images)
         if measure:
             self.stabilizer.count(probe.outputs)
         return logits, self.stabilizer.term(probe.outputs)
+
+    def _logits(self, images: Tensor) -> Tensor:
+        return checked_logits(self.model(images), len(images)).float()
 
     def _backward(self, loss: Tensor) -> None:
         """Set the parameters' gradients to those of the global batch's loss."""

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from mlflow import MlflowClient
 
+from distsens.distributed import examination_driver
+from distsens.distributed.endings import EndedError
 from distsens.distributed.examination_driver import (
     StoredEvaluation,
     check_further,
@@ -194,3 +197,38 @@ def test_an_evaluation_that_was_moved_finds_its_model_and_examples_where_they_ar
     found = find_evaluation(str(new / "evaluate-net"), "").examination
     assert found.storage.path == new.as_uri()
     assert (found.model.address, found.examples) == (f"{new}/trained#best", (new / "pairs").as_uri())
+
+
+@pytest.mark.parametrize(("lost", "fails"), [(2, False), (3, True)])
+def test_too_many_images_without_finite_logits_end_an_evaluation_as_soon_as_they_are_known(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lost: int, fails: bool
+) -> None:
+    """Of 40 images in shards of 10, some of the first one are lost; who resumes it hears the same."""
+
+    class Examiners:
+        def __init__(self, *_: Any) -> None:
+            pass
+
+        def examine(self, shards: Any, *_: Any, **__: Any) -> Any:
+            for number, numbers in shards.items():
+                judged.append(number)
+                not_finite = [number == 0 and row < lost for row in range(len(numbers))]
+                columns = {"image": list(numbers), "broken_by": [None] * len(numbers), "not_finite": not_finite}
+                yield number, Ledger.of(columns)
+
+    judged: list[int] = []
+    monkeypatch.setattr(examination_driver, "Examiners", Examiners)
+    monkeypatch.setattr(examination_driver, "share_split", lambda _: (None, None))
+    now = checked(examination=Examination.parse({"data": {"images": list(range(40))}, "shard": 10}))
+    view: Any = SimpleNamespace(say=print, begin=lambda *_: None, judged=lambda _: None)
+    arguments = (now, stored(tmp_path), {}, None, view, 0.0)
+    if fails:
+        with pytest.raises(EndedError, match="logits are NaN or infinite for 3 of 40 images, more than 5%"):
+            examination_driver._judge(*arguments)
+        assert judged == [0]
+        with pytest.raises(EndedError, match="for 3 of 40 images"):
+            examination_driver._judge(now, stored(tmp_path), stored(tmp_path).shards(), None, view, 0.0)
+        assert judged == [0]
+    else:
+        examination_driver._judge(*arguments)
+        assert judged == [0, 1, 2, 3]

@@ -153,3 +153,69 @@ def test_floating_point_images_are_judged_as_they_are_and_refused_above_one(
         examined(model, (images[0].float(), images[1]))
     with pytest.raises(InputError, match="images: got 'float32'; must be uint8: corruptions"):
         examined(model, (to_pixels(images[0]), images[1]), corruptions=[("fog", 1)])
+
+
+class Blind(nn.Module):
+    """A network that has no number for images whose first pixel is bright."""
+
+    def __init__(self, network: nn.Module, from_: float, value: float = torch.nan) -> None:
+        super().__init__()
+        self.network, self.from_, self.value = network, from_, value
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.network(x)
+        return torch.where(x[:, 0, :1, 0] >= self.from_, self.value, logits)
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_images_without_finite_logits_are_wrong_and_counted_whatever_their_label(
+    model: nn.Module, images: tuple[Tensor, Tensor], value: float
+) -> None:
+    pixels = to_pixels(images[0])
+    blind = Blind(model, 0.55, value)
+    lost = pixels[:, 0, 0, 0] >= 0.55
+    reached = pixels[:, 0, 0, 0] + THREAT.eps >= 0.55  # by an attack, if it looks there
+    zeros = (images[0], torch.zeros_like(images[1]))  # of a class that argmax names where there is NaN
+    radii = {0.05: (Threat("linf", 0.05), pgd(Threat("linf", 0.05)))}
+    found = examined(blind, zeros, curve=radii, corruptions=(("fog", 1),), every_attack=True).ledger
+    rows = found.rows
+    assert 0 < lost.sum() < reached.sum() < len(lost)
+    assert (rows["prediction"] == -1).tolist() == lost.tolist()
+    assert (rows.loc[lost.numpy(), "broken_by"] == "clean").all()
+    assert rows["not_finite"][lost.numpy()].all()
+    assert found.not_finite == rows["not_finite"].sum() >= lost.sum()
+    assert not found.standing[lost.numpy()].any()
+    assert not rows.loc[lost.numpy(), "eps/0.05"].any()
+
+
+@dataclass(frozen=True)
+class Brighter:
+    """An attack that makes the first pixel as bright as it may."""
+
+    threat: Threat
+
+    def __call__(self, model: nn.Module, images: Tensor, labels: Tensor, *, keys: Tensor | None = None) -> Found:  # noqa: ARG002
+        examples = images.clone()
+        examples[:, 0, 0, 0] += self.threat.eps
+        return Found(examples.clamp(0.0, 1.0), torch.ones(len(images), dtype=torch.int64))
+
+
+def test_an_example_without_finite_logits_breaks_its_image(model: nn.Module, images: tuple[Tensor, Tensor]) -> None:
+    blind, pixels = Blind(model, 0.7), to_pixels(images[0])
+    zeros = (images[0], torch.zeros_like(images[1]))
+    found = examined(blind, zeros, attacks={"brighter": Brighter(THREAT)})
+    rows = found.ledger.rows
+    right = rows["broken_by"].fillna("") != "clean"
+    reached = (pixels[:, 0, 0, 0] + THREAT.eps >= 0.7).numpy() & right.to_numpy()
+    assert reached.any()
+    assert (rows.loc[reached, "broken_by"] == "brighter").all()
+    assert (rows.loc[reached, "adversarial_prediction"] == -1).all()
+    assert rows.loc[reached, "not_finite"].all()
+    assert not rows.loc[~reached, "not_finite"].to_numpy()[right.to_numpy()[~reached]].any()
+
+
+def test_an_example_that_does_not_count_is_not_counted_as_not_finite(
+    model: nn.Module, images: tuple[Tensor, Tensor]
+) -> None:
+    assert examined(model, images, attacks={"cheat": Cheat("nan")}).ledger.not_finite == 0
+    assert examined(model, images).ledger.not_finite == 0

@@ -90,10 +90,22 @@ def test_logits_that_are_not_finite_are_refused(value: float) -> None:
     assert "those of 2 of 20 images are not" in refusal(Planted(after=plant)).allowed
 
 
+class Blind(Planted):
+    """It has no number for one image."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.where(x[:, 0, :1, 0] == images()[3, 0, 0, 0], torch.nan, super().forward(x))
+
+
+def test_one_in_twenty_may_have_logits_that_are_not_finite_and_that_is_told() -> None:
+    line = the_one_finding(Blind())
+    assert line == "the logits of 1 of 20 images are NaN or infinite, which counts as misclassified"
+
+
 def test_a_wrong_number_of_logits_is_refused() -> None:
     error = refusal(Planted(), classes=10)
     assert (error.value, error.allowed) == ((20, 4), "for 20 images it must return logits (20, 10)")
-    assert refusal(Planted(after=lambda logits: logits[:, :, None])).value == (20, 4, 1)
+    assert refusal(Planted(after=lambda logits: logits[:, :, None])).value == "float32 of shape (20, 4, 1)"
 
 
 def test_probabilities_are_told() -> None:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from worker_processes import run_workers
 
 from distsens.attacks import GradientAttack, Threat
+from distsens.errors import InputError
 from distsens.evaluation import Measurement, measure
 from distsens.randomness import sample_keys
 from distsens.sensitivity import ActivationProbe, SensitivityMeter, neuron_counts, split_pairs
@@ -223,3 +224,39 @@ def assert_same(found: Measurement, expected: Measurement) -> None:
     for layer, values in expected.sensitivity.items():
         for name, tensor in vars(values).items():
             torch.testing.assert_close(getattr(found.sensitivity[layer], name), tensor, rtol=1e-5, atol=1e-7)
+
+
+class Blind(nn.Module):
+    """A network that has no number for images whose first pixel is bright."""
+
+    def __init__(self, network: nn.Module, from_: float) -> None:
+        super().__init__()
+        self.network, self.from_ = network, from_
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.network(x)
+        return torch.where(x[:, 0, :1, 0] >= self.from_, torch.nan, logits)
+
+
+def test_images_without_finite_logits_are_wrong_and_counted_and_not_in_the_sensitivities(model: nn.Module) -> None:
+    images, _ = split()
+    images[:, 0, 0, 0] = images[:, 0, 0, 0] // 4
+    images[3::7, 0, 0, 0] = 250
+    zeros = torch.zeros(COUNT, dtype=torch.int64)  # the class that argmax names where there is NaN
+    kept = [row for row in range(COUNT) if row % 7 != 3]
+    attacks = {"fgsm": ATTACKS["fgsm"]}  # depends on no image's number
+    found = measured(Blind(model, 0.9), images, zeros, attacks=attacks)
+    sound = measured(model, images[kept], zeros[kept], attacks=attacks)
+    assert found.not_finite == COUNT - len(kept)
+    assert sound.not_finite == 0
+    assert (found.clean_correct, found.robust_correct) == (sound.clean_correct, sound.robust_correct)
+    assert sound.clean_correct > 0
+    for layer, values in sound.sensitivity.items():
+        name = f"network.{layer}"
+        torch.testing.assert_close(found.sensitivity[name].absolute, values.absolute)
+        torch.testing.assert_close(found.sensitivity[name].magnitude, values.magnitude)
+
+
+def test_a_network_without_any_finite_logits_cannot_be_measured(model: nn.Module) -> None:
+    with pytest.raises(InputError, match="they must be finite; those of no image are"):
+        measured(Blind(model, -1.0), *split(8))

@@ -120,6 +120,16 @@ def test_the_summary_is_json_and_counts_the_ledger() -> None:
     assert set(document) == set(EvaluationSummary.__dataclass_fields__)
 
 
+def test_images_without_finite_logits_are_counted_in_table_summary_and_metrics() -> None:
+    found = summary(Ledger(ledger().rows.assign(not_finite=pd.array([True, *[False] * 8, True], dtype="boolean"))))
+    assert found.to_dict()["not_finite"] == 2
+    assert found.metrics()["evaluation/not_finite"] == 2.0
+    assert "2 images have logits that are NaN or infinite, which counts as misclassified\n" in shown(
+        show_evaluation, found
+    )
+    assert summary(ledger()).not_finite == 0
+
+
 def test_metrics_are_finite_numbers_under_names_that_mlflow_takes() -> None:
     metrics = summary(ledger()).metrics()
     assert metrics["evaluation/robust_accuracy"] == 0.6

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from distsens.sensitivity import LayerSensitivity
-from distsens.training import TrainingStoppedError, check_collapse, check_finite
+from distsens.training import TrainingStoppedError, check_classified, check_collapse, check_finite
 from tests.training.runs import Run, digits_run
 
 CHANCE = 0.1
@@ -124,3 +124,9 @@ def test_either_silence_is_a_collapse_only_at_chance(vanished: str) -> None:
     check_collapse(before, after, epoch=2, accuracy=0.13, chance=CHANCE)
     twice = {"a": LayerSensitivity(**{**values, vanished: 2 * small})}
     check_collapse(before, twice, epoch=2, accuracy=0.1, chance=CHANCE)
+
+
+def test_a_network_that_has_no_numbers_for_too_many_images_is_stopped() -> None:
+    check_classified(2, 40, epoch=3)
+    with pytest.raises(TrainingStoppedError, match=r"NaN or infinite for 3 of 40 images, more than 5% \(validation a"):
+        check_classified(3, 40, epoch=3)

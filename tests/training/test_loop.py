@@ -12,7 +12,16 @@ from torch import Tensor, nn
 from distsens.data import Extra, ImageFiles, Source, augment, epoch_order, load, to_pixels
 from distsens.randomness import sample_keys
 from distsens.sensitivity import LayerSensitivity, selected_count
-from distsens.training import Batch, Progress, StepResult, TrainingState, TrainingStep, Watchers, train
+from distsens.training import (
+    Batch,
+    Progress,
+    StepResult,
+    TrainingState,
+    TrainingStep,
+    TrainingStoppedError,
+    Watchers,
+    train,
+)
 from tests.training.runs import Run, digits_run
 
 STEPS = 8  # of 49 out of 400 images: eight images are left over every epoch
@@ -199,6 +208,8 @@ class Judgement:
     robust_accuracy: float = 0.5
     clean_accuracy: float = 0.9
     values: tuple[float, ...] = (1.0, 2.0, 3.0, 4.0)
+    images: int = 40
+    not_finite: int = 0
 
     @property
     def robust_accuracies(self) -> dict[str, float]:
@@ -232,6 +243,14 @@ def test_an_epoch_is_best_when_it_beats_those_before_it_and_the_untrained_networ
     state, bests = judged(*(Judgement(robust, clean) for robust, clean in accuracies))
     assert bests == [False, True, False, False, True, True]
     assert state.best.epoch == 5
+
+
+def test_images_without_finite_logits_are_recorded_and_too_many_end_the_training() -> None:
+    state, _ = judged(Judgement(), Judgement(not_finite=2))
+    assert "validation/not_finite" not in state.history[0].metrics
+    assert state.history[1].metrics["validation/not_finite"] == 2.0
+    with pytest.raises(TrainingStoppedError, match=r"3 of 40 images, more than 5% \(validation after epoch 1\)"):
+        judged(Judgement(), Judgement(not_finite=3))
 
 
 def test_without_sns_there_is_no_stabilizing_and_only_the_needed_half_is_forwarded() -> None:

@@ -1,0 +1,74 @@
+"""Which failures of a training's workers a restart can mend."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import ray
+import torch
+import torch.distributed as dist
+from ray.train import TrainingFailedError, WorkerGroupError
+from ray.train.torch import TorchTrainer
+from ray.train.v2._internal.exceptions import RayTrainError, UserExceptionWithTraceback
+from ray.train.v2._internal.execution.failure_handling import DefaultFailurePolicy, FailureDecision
+
+from distsens.storage import CheckpointError
+
+# What another machine, or a later moment, may not say again: of the network, the storage, memory, a device.
+_OF_ITS_PLACE = (
+    OSError,
+    MemoryError,
+    torch.OutOfMemoryError,
+    torch.AcceleratorError,
+    dist.DistError,
+    ray.exceptions.RayError,
+    RayTrainError,
+    CheckpointError,
+)
+# What libraries say of the same as mere RuntimeErrors, the other workers among them when one has gone.
+_OF_ITS_PLACE_IN_WORDS = re.compile(
+    r"connection|gloo|nccl|cuda|cublas|cudnn|process ?group|peer|time(d |-|d-)?out|out of memory", re.IGNORECASE
+)
+
+
+class FailurePolicy(DefaultFailurePolicy):
+    """Ray Train's, but an error that would come again ends the training: a restart costs a minute to hear it anew.
+
+    A lost worker, node or connection leads to a restart, up to ``max_failures`` times.
+    """
+
+    def make_decision(self, training_failed_error: TrainingFailedError) -> FailureDecision:
+        """Whether there is to be a restart; asked once for each failure."""
+        if isinstance(training_failed_error, WorkerGroupError) and would_come_again(
+            training_failed_error.worker_failures
+        ):
+            return FailureDecision.RAISE
+        return super().make_decision(training_failed_error)
+
+
+class Trainer(TorchTrainer):
+    """Ray Train's, with :class:`FailurePolicy`."""
+
+    def _initialize_and_run_controller(self, **parts: Any) -> ray.train.Result:
+        parts["failure_policy"] = FailurePolicy(self.run_config.failure_config)
+        result: ray.train.Result = super()._initialize_and_run_controller(**parts)
+        return result
+
+
+def would_come_again(failures: Mapping[int, BaseException]) -> bool:
+    """Whether some worker's own Python code failed, and none was lost: where one was, the others' errors are of that.
+
+    Parameters
+    ----------
+    failures : by rank, as Ray Train tells them.
+    """
+    own = [failure._base_exc for failure in failures.values() if isinstance(failure, UserExceptionWithTraceback)]
+    return len(own) == len(failures) and any(not _of_its_place(error) for error in own)
+
+
+def _of_its_place(error: BaseException) -> bool:
+    if isinstance(error, _OF_ITS_PLACE):
+        return True
+    return isinstance(error, RuntimeError) and bool(_OF_ITS_PLACE_IN_WORDS.search(str(error)))

@@ -1,0 +1,73 @@
+"""A lost worker is worth a restart; an error that its code would make again is not."""
+
+from __future__ import annotations
+
+import pytest
+import ray
+import torch
+import torch.distributed as dist
+from ray.train import FailureConfig, WorkerGroupError
+from ray.train.v2._internal.exceptions import UserExceptionWithTraceback, WorkerHealthCheckFailedError
+from ray.train.v2._internal.execution.failure_handling import FailureDecision
+
+from distsens.distributed.retries import FailurePolicy
+from distsens.errors import InputError
+
+LOST = ray.exceptions.RayActorError()
+BROKEN = RuntimeError("[gloo/transport/tcp/pair.cc:553] Connection closed by peer [127.0.0.1]:4711")
+
+
+def decisions(*failures: BaseException, times: int = 1) -> list[FailureDecision]:
+    """What is decided about these failures, one for each rank; Python's are wrapped as Ray does."""
+    of_ray = (ray.exceptions.RayActorError, WorkerHealthCheckFailedError)
+    told = {
+        rank: error if isinstance(error, of_ray) else UserExceptionWithTraceback(error, f"Traceback ...\n{error!r}")
+        for rank, error in enumerate(failures)
+    }
+    policy = FailurePolicy(FailureConfig(max_failures=2))
+    return [policy.make_decision(WorkerGroupError("workers failed", told)) for _ in range(times)]
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        KeyError("aux"),
+        AssertionError("a batch of 15 is no multiple of 8"),
+        AttributeError("'tuple' object has no attribute 'float'"),
+        ValueError("Expected more than 1 value per channel when training, got input size torch.Size([1, 8])"),
+        RuntimeError("view size is not compatible with input tensor's size and stride"),
+        InputError("model", "tuple of 2", "it must return logits"),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+def test_an_error_that_would_come_again_is_not_retried(error: Exception) -> None:
+    assert decisions(error) == [FailureDecision.RAISE]
+    assert decisions(BROKEN, error) == [FailureDecision.RAISE]  # who lost it is no cause
+    assert decisions(error, error) == [FailureDecision.RAISE]
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        LOST,
+        WorkerHealthCheckFailedError("a health check failed", LOST),
+        BROKEN,
+        dist.DistBackendError("NCCL error: remote process exited"),
+        RuntimeError("CUDA error: uncorrectable ECC error encountered"),
+        torch.OutOfMemoryError("CUDA out of memory"),
+        MemoryError(),
+        ConnectionResetError("reset by peer"),
+        OSError("the storage cannot be reached"),
+        ray.exceptions.ObjectLostError("00", None, ""),
+        RuntimeError("Timed out waiting 1800000ms for recv operation to complete"),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+def test_what_a_place_or_a_moment_is_to_blame_for_is_retried_as_often_as_wanted(error: Exception) -> None:
+    again, enough = FailureDecision.RETRY, FailureDecision.RAISE
+    assert decisions(error, times=3) == [again, again, enough]
+    assert decisions(BROKEN, error, times=3) == [again, again, enough]
+
+
+def test_where_a_worker_was_lost_the_others_errors_are_of_that() -> None:
+    assert decisions(LOST, KeyError("aux")) == [FailureDecision.RETRY]
