@@ -9,9 +9,12 @@ classifiers", ICML 2021).
 
 from __future__ import annotations
 
+from itertools import count
+
 import torch
 from torch import Tensor
-from torch.nn import functional as F
+
+_ROUNDING = 1e-12
 
 
 def project_l2(offsets: Tensor, reach: Tensor, eps: float) -> Tensor:
@@ -49,22 +52,36 @@ def project_l1(offsets: Tensor, reach: Tensor, eps: float) -> Tensor:
     """Nearest d to v in L2 with ``||d||_1 <= eps`` and ``|d_i| <= reach_i``.
 
     By the optimality conditions ``|d_i| = clip(|v_i| - t, 0, reach_i)`` for one threshold t >= 0. The L1 norm is
-    decreasing and piecewise linear in t, with knots at ``|v_i| - reach_i`` and ``|v_i|``: sorted, they give the piece
-    on which it is eps. Without bounds this is the projection of Duchi et al., "Efficient Projections onto the l1-Ball
-    for Learning in High Dimensions", ICML 2008. Arguments and result as in :func:`project_l2`.
+    decreasing and piecewise linear in t, so that Newton's method, kept by bisection between a t that is too small and
+    one that is large enough, ends at the t where it is eps. Without bounds this is the projection of Duchi et al.,
+    "Efficient Projections onto the l1-Ball for Learning in High Dimensions", ICML 2008. Arguments and result as in
+    :func:`project_l2`.
     """
-    lengths = offsets.abs()
-    knots, order = torch.cat([(lengths - reach).clamp(min=0.0), lengths], dim=1).sort(dim=1)
-    # After its first knot a coordinate shrinks as t grows, after its second it is zero.
-    shrinking = torch.where(order < lengths.shape[1], 1, -1).cumsum(1)
-    knots = knots.double()
-    lost = (shrinking[:, :-1] * knots.diff(dim=1)).cumsum(1)
-    norms = _sum(torch.minimum(lengths, reach)) - F.pad(lost, (1, 0))
-    piece = (norms > eps).sum(1, keepdim=True).sub(1).clamp(min=0)
-    excess = (norms.gather(1, piece) - eps).clamp(min=0.0)
-    # Inside the ball already it is the first knot, up to which nothing shrinks.
-    threshold = knots.gather(1, piece) + excess / shrinking.gather(1, piece).clamp(min=1)
-    return torch.minimum((lengths - threshold.to(lengths.dtype)).clamp(min=0.0), reach).copysign(offsets)
+    lengths, bounds = offsets.abs().double(), reach.double()
+    threshold = torch.zeros(len(offsets), 1, dtype=torch.float64, device=offsets.device)
+    small, large = threshold, lengths.amax(1, keepdim=True)
+    found = torch.zeros_like(threshold, dtype=torch.bool)
+    for step in count(1):
+        left = lengths - threshold
+        nearest = torch.minimum(left.clamp(min=0.0), bounds)
+        excess = _sum(nearest) - eps
+        # Inside the ball already the threshold is 0, up to which nothing shrinks.
+        enough = excess <= 0.0 if step == 1 else excess.abs() <= _ROUNDING * eps
+        found |= enough | excess.isnan()
+        small, large = torch.where(excess > 0.0, threshold, small), torch.where(excess > 0.0, large, threshold)
+        middle = 0.5 * (small + large)
+        # Between two neighbouring numbers it is the larger one, with which the norm is eps or less.
+        closed = (middle <= small) | (middle >= large)
+        threshold = torch.where(closed & ~found, large, threshold)
+        found |= closed
+        if found.all():
+            break
+        newton = threshold + excess / (nearest == left).sum(1, keepdim=True)  # By what shrinks as the threshold grows.
+        # Every third time the middle, so that the two come closer however the knots lie.
+        inside = (newton > small) & (newton < large) & (step % 3 != 0)
+        threshold = torch.where(found, threshold, torch.where(inside, newton, middle))
+    # Subtracted in float64: the same rounding of the threshold in every coordinate would add up.
+    return torch.minimum((lengths - threshold).clamp_(min=0.0), bounds).to(offsets.dtype).copysign(offsets)
 
 
 def _sum(values: Tensor) -> Tensor:

@@ -114,3 +114,9 @@ def test_numbers_that_are_none_do_not_hang(order: int) -> None:
     found = _PROJECTIONS[order](offsets, torch.full((2, 2), math.inf), 1.0)
     assert found[0].isnan().any()
     assert found[1].isfinite().all()
+
+
+def test_in_l1_the_rounding_of_the_threshold_does_not_add_up_over_the_coordinates() -> None:
+    offsets = 1.0 - 1e-3 * torch.rand(3, 100_000, generator=torch.Generator().manual_seed(1))
+    found = project_l1(offsets, torch.ones_like(offsets), 20.0)
+    assert (found.double().sum(1) / 20.0 - 1.0).abs().max() <= 1e-7
