@@ -222,7 +222,15 @@ def build_objective(experiment: Experiment) -> Objective:
 
 def build_step(experiment: Experiment, state: TrainingState, model: nn.Module, layers: tuple[str, ...]) -> Step:
     """What trains on one batch; ``model`` is the state's, or DDP around it."""
-    step = TrainingStep(
+    step = build_training_step(experiment, state, model, layers)
+    return FreeStep(step, experiment.objective.replays) if experiment.objective.name == "free_at" else step
+
+
+def build_training_step(
+    experiment: Experiment, state: TrainingState, model: nn.Module, layers: tuple[str, ...]
+) -> TrainingStep:
+    """The step itself, which free adversarial training repeats."""
+    return TrainingStep(
         model,
         state.optimizer,
         build_objective(experiment),
@@ -235,7 +243,6 @@ def build_step(experiment: Experiment, state: TrainingState, model: nn.Module, l
         experiment.training.batch_norm,
         experiment.training.sync_batch_norm,
     )
-    return FreeStep(step, experiment.objective.replays) if experiment.objective.name == "free_at" else step
 
 
 def count_neurons(experiment: Experiment, model: nn.Module, shape: tuple[int, int, int]) -> dict[str, int]:

@@ -17,8 +17,10 @@ from distsens.sensitivity import (
     ActivationProbe,
     NoiseNorm,
     PairValues,
+    SharedNoise,
     StatisticsMeter,
     TopImages,
+    pair_noise,
     pair_values,
     same_norm_noise,
 )
@@ -192,7 +194,8 @@ def _measure(
         return pair_values(benign, *others)
 
     probe = ActivationProbe(model, plan.layers, read=read)
-    with probe, attack_view(model) as logits_of, torch.no_grad():  # the view must see that there are hooks
+    noise = SharedNoise(model, pair_noise(len(images), len(names)))
+    with probe, attack_view(model) as logits_of, torch.no_grad(), noise:  # the view must see that there are hooks
         logits = logits_of(torch.cat([images, *twins.by_condition.values()]))
     taken_for = [predictions(part) for part in logits.chunk(1 + len(names))]
     right = taken_for[0] == labels

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -18,14 +18,15 @@ from distsens.distributed.cluster import check_capacity_here, job_submission_id
 from distsens.distributed.rehearsal import Decisive, rehearse, what_decides
 from distsens.errors import InputError, refusing
 from distsens.experiment import Experiment
-from distsens.sensitivity import unreadable_layers
+from distsens.sensitivity import Stabilizer, unreadable_layers
 from distsens.storage import LocalPlace, Place, open_place
 from distsens.tracking import check_tracking, without_password
-from distsens.training import own_forwards
+from distsens.training import TrainingState, own_forwards
 
 TRACKING_VARIABLE = "MLFLOW_TRACKING_URI"
 _FILES_NAMED = 5
 _LAYERS_NAMED = 5
+_NOISY_PAIRS, _LEAST_NOISE = 4, 1e-3
 _CPU = torch.device("cpu")
 
 
@@ -71,6 +72,7 @@ def check(experiment: Experiment, tell: Callable[[str], None] = lambda _: None) 
             *data_notices(dataset),
             *_notices(experiment),
             *_layer_notices(experiment, model, dataset.shape),
+            *_noise_notices(experiment, model, neurons, dataset.shape),
             *_statistics_notices(experiment, model),
         ),
     )
@@ -225,6 +227,30 @@ def _layer_notices(experiment: Experiment, model: nn.Module, shape: tuple[int, i
         (f"the sensitivity of {len(missed)} layers is not measured, as no dimension says which image is which: {some}",)
         if missed
         else ()
+    )
+
+
+def _noise_notices(
+    experiment: Experiment, model: nn.Module, neurons: dict[str, int], shape: tuple[int, int, int]
+) -> tuple[str, ...]:
+    """Whether SNS would take for sensitivity what a training forward says differently of equal images."""
+    stabilizer = assembly.build_stabilizer(experiment, neurons, _CPU)
+    if stabilizer is None:
+        return ()
+    if experiment.training.batch_norm == "joint":  # else the pairs' share decides of which images statistics are
+        stabilizer = Stabilizer(replace(stabilizer.settings, pairs=1.0), neurons)
+    state = TrainingState(model, assembly.build_optimizer(experiment, model), None, stabilizer)
+    step = assembly.build_training_step(experiment, state, model, tuple(neurons))
+    images = torch.rand(_NOISY_PAIRS * stabilizer.settings.every, *shape, generator=torch.Generator().manual_seed(0))
+    found = step.unshared_noise(images)
+    noisy = [layer for layer, noise in found.items() if noise > _LEAST_NOISE]
+    if not noisy:
+        return ()
+    worst = max(noisy, key=lambda layer: found[layer])
+    return (
+        f"SNS takes noise for sensitivity: equal images differ in training in {len(noisy)} of {len(found)} layers, "
+        f"{worst} the most, by {found[worst]:.1%} of its mean output: pairs do not share what the network draws at "
+        "random there, or training.batch_norm normalises them by other images",
     )
 
 

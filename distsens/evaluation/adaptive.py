@@ -23,8 +23,10 @@ from distsens.sensitivity import (
     ActivationProbe,
     PairSums,
     SensitivityMeter,
+    SharedNoise,
     Stabilizing,
     match_layers,
+    pair_noise,
     pair_sums,
     split_pairs,
 )
@@ -218,7 +220,7 @@ def _learn(attack: Adaptive, model: nn.Module, logits: Logits, device: torch.dev
     summing: ActivationProbe[PairSums] = ActivationProbe(model, layers, lambda _, outputs: pair_sums(*outputs.chunk(2)))
     for rows in parts:
         pairs.append(torch.cat([images[rows], pgd(model, images[rows], labels[rows], keys=rows)]))
-        with summing, torch.no_grad():
+        with summing, torch.no_grad(), SharedNoise(model, pair_noise(len(rows))):
             logits(pairs[-1])
         meter.add(summing.outputs)
     layers = tuple(summing.outputs)  # in the order of the forward, so that the last is the last
@@ -231,7 +233,7 @@ def _learn(attack: Adaptive, model: nn.Module, logits: Logits, device: torch.dev
         model, layers[-1], lambda _, outputs: outputs.chunk(2)[0].clone()
     )
     for rows, both in zip(parts, pairs, strict=True):
-        with reading_neurons, reading_features, torch.no_grad():
+        with reading_neurons, reading_features, torch.no_grad(), SharedNoise(model, pair_noise(len(rows))):
             outputs = logits(both)
         change = change + margin(outputs, labels[rows].repeat(2)).view(2, -1).diff(dim=0).abs().sum()
         term = term + neurons.term(*split_pairs(reading_neurons.outputs)).sum()

@@ -15,7 +15,15 @@ from distsens.errors import InputError
 from distsens.logits import NO_CLASS, predictions
 from distsens.precision import full_float32
 from distsens.randomness import sample_keys
-from distsens.sensitivity import ActivationProbe, LayerSensitivity, PairSums, SensitivityMeter, pair_sums
+from distsens.sensitivity import (
+    ActivationProbe,
+    LayerSensitivity,
+    PairSums,
+    SensitivityMeter,
+    SharedNoise,
+    pair_noise,
+    pair_sums,
+)
 
 
 @dataclass(frozen=True)
@@ -124,7 +132,7 @@ def _logits(model: nn.Module, images: Tensor) -> Tensor:
 def _measured_logits(model: nn.Module, pairs: Tensor, layers: Sequence[str]) -> tuple[Tensor, dict[str, PairSums]]:
     """Logits of benign and adversarial images, one above the other, and every layer's sums over the finite pairs."""
     probe = ActivationProbe(model, layers, read=lambda _, outputs: pair_sums(*outputs.chunk(2)))
-    with probe:
+    with probe, SharedNoise(model, pair_noise(len(pairs) // 2)):
         logits = _logits(model, pairs)
     finite = (predictions(logits) != NO_CLASS).view(2, -1).all(0)
     if finite.all():

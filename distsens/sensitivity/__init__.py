@@ -21,7 +21,7 @@ from distsens.sensitivity.measure import (
 from distsens.sensitivity.noise import NoiseNorm, same_norm_noise
 from distsens.sensitivity.probe import ActivationProbe, neuron_counts, split_pairs
 from distsens.sensitivity.select import Selection, kept_fraction, order_neurons, select_neurons, selected_count
-from distsens.sensitivity.shared_noise import SharedNoise
+from distsens.sensitivity.shared_noise import SharedNoise, pair_noise, same_noise
 from distsens.sensitivity.stabilize import (
     Distance,
     Measure,
@@ -70,12 +70,14 @@ __all__ = [
     "neuron_counts",
     "order_neurons",
     "pair_difference",
+    "pair_noise",
     "pair_sums",
     "pair_values",
     "rank_correlation",
     "ranks",
     "relative",
     "relative_divisor",
+    "same_noise",
     "same_norm_noise",
     "select_neurons",
     "selected_count",

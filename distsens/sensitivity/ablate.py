@@ -15,6 +15,7 @@ from distsens.networks import in_eval_mode
 from distsens.precision import full_float32
 from distsens.sensitivity.intervene import Intervention, constant_neurons, take_neurons
 from distsens.sensitivity.probe import ActivationProbe
+from distsens.sensitivity.shared_noise import same_noise
 
 Replacement = Literal["benign", "zero", "mean"]
 
@@ -81,7 +82,7 @@ class PairForwards:
 
     @full_float32()
     def _forward(self, images: Tensor, around: AbstractContextManager[object] | None = None) -> Tensor:
-        with in_eval_mode(self._model) as network, torch.no_grad():
+        with in_eval_mode(self._model) as network, torch.no_grad(), same_noise(network):
             if around is None:
                 return checked_logits(network(images), len(images)).float()
             with around:

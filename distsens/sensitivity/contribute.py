@@ -12,6 +12,7 @@ from distsens.networks import in_eval_mode
 from distsens.precision import full_float32
 from distsens.sensitivity.intervene import Intervention, Overwriting
 from distsens.sensitivity.probe import ActivationProbe
+from distsens.sensitivity.shared_noise import same_noise
 
 
 @dataclass(frozen=True)
@@ -70,7 +71,8 @@ def contributions(
     """
 
     def forward(images: Tensor) -> Tensor:
-        return checked_logits(network(images), len(images)).float()
+        with same_noise(network):
+            return checked_logits(network(images), len(images)).float()
 
     with torch.no_grad(), in_eval_mode(model) as network:
         with ActivationProbe[Tensor](network, layer) as probe:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -26,7 +28,7 @@ class SharedNoise(TorchDispatchMode):
     well. Each image by itself has the noise that it would have had, so it does not change what is trained.
 
     Not shared are numbers that lie otherwise, that a fused kernel draws inside (attention on GPUs), or that are drawn
-    from probabilities of the images' own; and those of the weights' shapes, which are not of images.
+    from probabilities of the images' own; and those for weights, which are not of images.
 
     Parameters
     ----------
@@ -35,7 +37,7 @@ class SharedNoise(TorchDispatchMode):
 
     Attributes
     ----------
-    drawn : whether anything was shared so far. The backward pass of a network that runs layers once more to save
+    drawn : whether the network drew any number so far. The backward pass of one that runs layers once more to save
         memory has to be in the block as well.
     """
 
@@ -45,13 +47,19 @@ class SharedNoise(TorchDispatchMode):
             raise ValueError("a forward has one image or more")
         self.drawn = False
         self._source = source
-        self._weights = {weights.shape for weights in model.parameters()}
+        self._shapes = {weights.shape for weights in model.parameters()}
+        self._for_weights: list[Tensor] = []
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        self.drawn |= torch.Tag.nondeterministic_seeded in func.tags
         if func is torch.ops.aten.native_dropout.default:
             return self._dropped(*args, **kwargs)
         drawn = func(*args, **kwargs)
+        if args and self._is_for_weights(args[0]):
+            if func is torch.ops.aten.empty_like.default:  # to be filled, as a mask of weights is
+                self._for_weights.append(drawn)
+            return drawn
         if func.namespace == "aten" and str(func).removeprefix("aten.") in _DRAWING and self._is_of_images(drawn):
             drawn.copy_(self._shared(drawn))
         return drawn
@@ -59,17 +67,36 @@ class SharedNoise(TorchDispatchMode):
     def _dropped(self, inputs: Tensor, p: float, train: bool | None) -> tuple[Tensor, Tensor]:
         """Dropout as one operation, as on GPUs, whose mask autograd keeps."""
         outputs, mask = torch.ops.aten.native_dropout.default(inputs, p, train)
-        if train is False or not 0.0 < p < 1.0 or not self._is_of_images(inputs):
+        of_images = self._is_of_images(inputs) and not self._is_for_weights(inputs)
+        if train is False or not 0.0 < p < 1.0 or not of_images:
             return outputs, mask
         mask = self._shared(mask)
         return inputs * mask * (1.0 / (1.0 - p)), mask
 
+    def _is_for_weights(self, tensor: object) -> bool:
+        return isinstance(tensor, nn.Parameter) or any(tensor is one for one in self._for_weights)
+
     def _is_of_images(self, drawn: Tensor) -> bool:
+        if drawn.ndim == 0 or len(drawn) == 0:
+            return False
         count = len(self._source)
-        return drawn.ndim > 0 and len(drawn) > 0 and len(drawn) % count == 0 and drawn.shape not in self._weights
+        return len(drawn) == count or (len(drawn) % count == 0 and drawn.shape not in self._shapes)
 
     def _shared(self, drawn: Tensor) -> Tensor:
-        self.drawn = True
         by_image = drawn.unflatten(0, (len(self._source), len(drawn) // len(self._source)))
         shared: Tensor = by_image[self._source.to(drawn.device)].flatten(0, 1)
         return shared
+
+
+def pair_noise(images: int, twins: int = 1) -> Tensor:
+    """The ``source`` of a forward of so many images and then, one after the other, of all their twins of each kind."""
+    return torch.arange(images).repeat(1 + twins)
+
+
+@contextmanager
+def same_noise(model: nn.Module) -> Iterator[None]:
+    """Let every such block draw the same random numbers; the global generators are left as they were."""
+    device = next((one.device for one in model.parameters()), torch.device("cpu"))
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(0)
+        yield

@@ -26,6 +26,13 @@ class Halves:
     boundary: int
     pairs: PairRows | None
 
+    def noise_source(self) -> Tensor:
+        """For each image the one whose random numbers it gets: a twin that is compared, those of its benign image."""
+        source = torch.arange(len(self.images))
+        if self.pairs is not None:
+            source[self.pairs.adversarial] = source[self.pairs.benign]
+        return source
+
     @classmethod
     def of(
         cls, objective: Objective, images: Tensor, twins: Tensor, compared: slice | None, layout: torch.memory_format

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
-from contextlib import ExitStack, nullcontext
-from dataclasses import dataclass, replace
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 import torch
@@ -13,9 +14,9 @@ from torch.optim import Optimizer
 
 from distsens.attacks import GradientAttack
 from distsens.logits import checked_logits, predictions
-from distsens.networks import memory_format_of
+from distsens.networks import keeping_buffers, memory_format_of
 from distsens.objectives import Objective
-from distsens.sensitivity import ActivationProbe, Stabilizer
+from distsens.sensitivity import ActivationProbe, PairSums, SharedNoise, Stabilizer, pair_sums, same_noise
 from distsens.training.batch_norm import BatchNormHalves, keeping_statistics, normalising_halves
 from distsens.training.halves import Halves
 from distsens.training.sync_batch_norm import sharing_statistics
@@ -84,9 +85,11 @@ class TrainingStep:
     world_size: int = 1
     batch_norm: BatchNormHalves = "joint"
     sync_batch_norm: bool = True
+    _draws: bool | None = field(default=None, init=False, repr=False)
 
     def begin_epoch(self) -> None:
         """Put the model in training mode."""
+        self._draws = None
         self.model.train()
 
     def trained_with(self, attack: GradientAttack) -> TrainingStep:
@@ -124,7 +127,8 @@ class TrainingStep:
         layout = memory_format_of(self.model, batch.images)
         halves = Halves.of(self.objective, batch.images, twins, self._compared(batch, sns_weight), layout)
         # Around the backward passes too, in which a network that saves memory runs its layers once more.
-        with sharing_statistics(self.model) if self.world_size > 1 and self.sync_batch_norm else nullcontext():
+        shared = sharing_statistics(self.model) if self.world_size > 1 and self.sync_batch_norm else nullcontext()
+        with shared, self._sharing_noise(halves):
             loss, sums = self._loss(batch, halves, sns_weight)
             self._backward(loss)
             if awp_gamma > 0.0:
@@ -135,6 +139,54 @@ class TrainingStep:
         evaluations = float(len(twins)) if twins.requires_grad else 0.0
         told = {"gradient_evaluations": evaluations, "attack_seconds": 0.0, "seconds": _now(batch.images) - began}
         return StepResult({"images": float(len(batch.images)), **told, **sums}, norm)
+
+    def unshared_noise(self, images: Tensor) -> dict[str, float]:
+        """How much the stabilized neurons say differently of equal pairs in a training forward, whatever the reason.
+
+        Per layer it is the mean absolute change over the mean absolute output, of the images (N, C, H, W) and
+        themselves: 0 unless something is drawn, or normalised, otherwise for the two, which SNS takes for sensitivity.
+        Nothing of it stays with the model or the stabilizer.
+        """
+        if self.stabilizer is None:
+            return {}
+        compared = self.stabilizer.pairs(0, len(images))
+        twins = images if self.objective.uses_adversarial else images[compared]
+        halves = Halves.of(self.objective, images, twins, compared, memory_format_of(self.model, images))
+        sums: dict[str, PairSums] = {}
+
+        def read(layer: str, outputs: Tensor) -> None:
+            assert halves.pairs is not None
+            sums[layer] = pair_sums(outputs[halves.pairs.benign], outputs[halves.pairs.adversarial])
+
+        training = self.model.training
+        self.model.train()
+        try:
+            with (
+                torch.no_grad(),
+                same_noise(self.model),
+                keeping_buffers(self.model),
+                self._normalising(halves),
+                self._sharing_noise(halves),
+                ActivationProbe(self.model, self.layers, read),
+            ):
+                self.model(halves.images)
+        finally:
+            self.model.train(training)
+            self._draws = None
+        return {
+            layer: float(one.difference.sum() / one.magnitude.sum().clamp(min=1e-30)) for layer, one in sums.items()
+        }
+
+    @contextmanager
+    def _sharing_noise(self, halves: Halves) -> Iterator[None]:
+        """Give both images of a pair the same dropout, if the network was seen to draw anything in this epoch."""
+        if halves.pairs is None or self._draws is False or len(halves.images) == 0:
+            yield
+            return
+        noise = SharedNoise(self.model, halves.noise_source())
+        with noise:
+            yield
+        self._draws = noise.drawn
 
     def _compared(self, batch: Batch, sns_weight: float | None) -> slice | None:
         """Which of the images SNS compares with their twins; None while it sleeps."""
@@ -176,9 +228,7 @@ class TrainingStep:
         with ExitStack() as around:
             kind = halves.images.device.type
             around.enter_context(torch.autocast(kind, dtype=self.precision, enabled=self.precision is not None))
-            if halves.pairs or (self.objective.uses_benign and self.objective.uses_adversarial):
-                rows = len(halves.images)
-                around.enter_context(normalising_halves(self.model, halves.boundary, rows, self.batch_norm))
+            around.enter_context(self._normalising(halves))
             if self.stabilizer is None or halves.pairs is None:
                 return self._logits(halves.images), None
             read = partial(self.stabilizer.read, rows=halves.pairs, measure=measure, term=sns_weight != 0)
@@ -190,6 +240,11 @@ class TrainingStep:
 
     def _logits(self, images: Tensor) -> Tensor:
         return checked_logits(self.model(images), len(images)).float()
+
+    def _normalising(self, halves: Halves) -> AbstractContextManager[None]:
+        if halves.pairs or (self.objective.uses_benign and self.objective.uses_adversarial):
+            return normalising_halves(self.model, halves.boundary, len(halves.images), self.batch_norm)
+        return nullcontext()
 
     def _backward(self, loss: Tensor) -> None:
         """Set the parameters' gradients to those of the global batch's loss."""

@@ -162,6 +162,47 @@ def test_a_training_without_sns_takes_any_layers_and_says_which_it_cannot_measur
         of("sequence_first", 1.0)
 
 
+_RANDOM = """
+import torch
+from torch import nn
+
+class Random(nn.Module):
+    def __init__(self, shared):
+        super().__init__()
+        self.shared = shared
+
+    def forward(self, x):
+        if not self.training:
+            return x
+        chances = torch.full_like(x, 0.5)
+        return x * (torch.empty_like(x).bernoulli_(0.5) if self.shared else torch.bernoulli(chances))
+
+def network(classes, shared):
+    body = nn.Linear(64, 8), Random(shared), nn.Linear(8, 8)
+    return nn.Sequential(nn.Flatten(), *body, nn.ReLU(), nn.Linear(8, classes))
+
+def dropout(*, shape, classes):
+    return network(classes, True)
+
+def drawn(*, shape, classes):
+    return network(classes, False)
+"""
+
+
+def test_noise_that_sns_would_select_is_named_before_training(tmp_path: Path) -> None:
+    (tmp_path / "noise.py").write_text(_RANDOM)
+
+    def notices(name: str, weight: float) -> tuple[str, ...]:
+        model = {"name": f"noise:{name}"}
+        return check(Experiment.parse({"model": model, "workers": {"num": 1}, "stabilize": {"weight": weight}})).notices
+
+    assert notices("dropout", 1.0) == notices("drawn", 0.0) == ()
+    (notice,) = notices("drawn", 1.0)
+    assert notice.startswith("SNS takes noise for sensitivity: equal images differ in training in 1 of 2 layers")
+    assert "network.3 the most, by " in notice
+    assert "\n" not in notice
+
+
 def test_neurons_cannot_be_selected_more_rarely_than_once_an_epoch() -> None:
     fields = {"stabilize": {"weight": 1.0, "refresh_steps": 9}, "training": {"batch_size": 128}}
     with pytest.raises(InputError, match=r"stabilize.refresh_steps: got 11; at most 10, the steps of an epoch"):

@@ -412,3 +412,48 @@ def test_bf16_stays_close_to_fp32_and_keeps_fp32_weights(name: str) -> None:
         assert {p.dtype for p in model.parameters()} == {torch.float32}
     assert not torch.equal(*found)  # bf16 it was
     assert torch.cosine_similarity(*found, dim=0) > 0.999
+
+
+# Dropout.
+
+
+def dropped() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(1, 8, 3), nn.ReLU(), nn.Dropout2d(0.5), nn.Flatten(), nn.Dropout(0.5), nn.Linear(128, 24), nn.ReLU(),
+        nn.Dropout(0.5), nn.Linear(24, 4),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("pairs", [1.0, 0.5])
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_with_dropout_equal_pairs_are_not_sensitive_at_all(name: str, pairs: float) -> None:
+    step = step_of(dropped(), OBJECTIVES[name](), Stabilizing(ratio=0.5, pairs=pairs))
+    still = GradientAttack(Threat("linf", 0.0), 1, 0.0, random_start="none")
+    step.attack = still
+    step.begin_epoch()
+    assert not any(step.unshared_noise(batch().images).values())
+    for _ in range(2):
+        one = batch()
+        twins = one.images if step.objective.uses_adversarial else one.images[step.stabilizer.pairs(0, 8)]
+        result = step.descend(one, twins, sns_weight=1.0)
+        assert step.stabilizer is not None
+        step.stabilizer.refresh()
+        assert not any(values.any() for values in step.stabilizer.sensitivity().values())
+    assert result.sums["loss/stabilizing"] == 0.0
+
+
+def test_noise_that_pairs_do_not_share_is_told() -> None:
+    class Chosen(nn.Module):
+        """Draws from probabilities that the images have, which the halves cannot share."""
+
+        def forward(self, x: Tensor) -> Tensor:
+            return x * torch.bernoulli(torch.sigmoid(x)) if self.training else x
+
+    model = nn.Sequential(nn.Flatten(), Chosen(), nn.Linear(36, 8), nn.ReLU(), nn.Linear(8, 4))
+    step = step_of(model, OBJECTIVES["pgd_at"](), Stabilizing(pairs=1.0))
+    state = copy.deepcopy(model.state_dict())
+    assert 0.1 < step.unshared_noise(batch().images)["2"] < 2.0
+    assert all(torch.equal(value, state[key]) for key, value in model.state_dict().items())
+    assert step.stabilizer is not None
+    assert not step.stabilizer.selected
