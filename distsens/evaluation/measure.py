@@ -137,6 +137,6 @@ def _measured_logits(model: nn.Module, pairs: Tensor, layers: Sequence[str]) -> 
     finite = (predictions(logits) != NO_CLASS).view(2, -1).all(0)
     if finite.all():
         return logits, probe.outputs
-    with probe:
+    with probe, SharedNoise(model, pair_noise(int(finite.sum()))):
         _logits(model, pairs[finite.repeat(2)])
     return logits, probe.outputs

@@ -43,8 +43,6 @@ class SharedNoise(TorchDispatchMode):
 
     def __init__(self, model: nn.Module, source: Tensor) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        if len(source) == 0:
-            raise ValueError("a forward has one image or more")
         self.drawn = False
         self._source = source
         self._shapes = {weights.shape for weights in model.parameters()}
@@ -77,9 +75,9 @@ class SharedNoise(TorchDispatchMode):
         return isinstance(tensor, nn.Parameter) or any(tensor is one for one in self._for_weights)
 
     def _is_of_images(self, drawn: Tensor) -> bool:
-        if drawn.ndim == 0 or len(drawn) == 0:
-            return False
         count = len(self._source)
+        if drawn.ndim == 0 or len(drawn) == 0 or count == 0:
+            return False
         return len(drawn) == count or (len(drawn) % count == 0 and drawn.shape not in self._shapes)
 
     def _shared(self, drawn: Tensor) -> Tensor:

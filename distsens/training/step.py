@@ -180,7 +180,7 @@ class TrainingStep:
     @contextmanager
     def _sharing_noise(self, halves: Halves) -> Iterator[None]:
         """Give both images of a pair the same dropout, if the network was seen to draw anything in this epoch."""
-        if halves.pairs is None or self._draws is False or len(halves.images) == 0:
+        if halves.pairs is None or self._draws is False:
             yield
             return
         noise = SharedNoise(self.model, halves.noise_source())
