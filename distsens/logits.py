@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from distsens.errors import InputError
+from distsens.networks import in_own_type
 
 NO_CLASS = -1
 """What an image is taken for whose logits are not all finite: no label is equal to it."""
@@ -33,6 +34,11 @@ def checked_logits(outputs: object, images: int) -> Tensor:
     if not isinstance(outputs, Tensor) and isinstance(getattr(outputs, "logits", None), Tensor):
         allowed += ": wrap it in a module that returns the .logits of that"
     raise InputError("model", described(outputs), allowed)
+
+
+def plain_logits(network: nn.Module, images: Tensor) -> Tensor:
+    """Float32 logits (N, K) by a forward of the network as it is; images are cast to the type of its weights."""
+    return checked_logits(network(in_own_type(network, images)), len(images)).float()
 
 
 def described(outputs: object) -> str:

@@ -99,7 +99,9 @@ def keeping_buffers(network: nn.Module) -> Iterator[None]:
 
 
 def in_own_type(network: nn.Module, images: Tensor) -> Tensor:
-    """The images in the type of the network's weights, where all of them have the same."""
+    """The images in the type of the network's weights, where all of them have the same; numbers of words stay such."""
+    if not images.is_floating_point():
+        return images
     types = {parameter.dtype for parameter in network.parameters() if parameter.is_floating_point()}
     return images.to(types.pop()) if len(types) == 1 else images
 

@@ -12,6 +12,7 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 
 from distsens.data import as_tensor
+from distsens.networks import in_own_type
 from distsens.precision import full_float32
 from distsens.sensitivity import (
     ActivationProbe,
@@ -59,9 +60,9 @@ def correlate(
             probe_a = ActivationProbe[Tensor](a, list(layers))
             probe_b = ActivationProbe[Tensor](b, list(layers.values()))
             with probe_a:
-                a(batch)
+                a(in_own_type(a, batch))
             with probe_b:
-                b(batch)
+                b(in_own_type(b, batch))
             for layer, other in layers.items():
                 x, y = probe_a.outputs[layer], probe_b.outputs[other]
                 if layer in meters and x.shape[2] == y.shape[2]:

@@ -13,7 +13,7 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from distsens.logits import checked_logits, predictions
+from distsens.logits import plain_logits, predictions
 from distsens.precision import full_float32
 from distsens.sensitivity import ActivationProbe, TopImages, in_eval_mode
 
@@ -84,7 +84,7 @@ def look(
         for rows in torch.arange(len(images)).split(batch_size):
             for batch in (images[rows], twins[rows]):
                 with probe:
-                    logits = checked_logits(network(batch), len(batch))
+                    logits = plain_logits(network, batch)
                 seen.append((probe.outputs, predictions(logits).cpu()))
     maps = [{layer: torch.cat([part[layer] for part, _ in seen[half::2]]) for layer in wanted} for half in (0, 1)]
     predicted = [torch.cat([part for _, part in seen[half::2]]) for half in (0, 1)]

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from distsens.logits import predictions
+from distsens.networks import in_own_type
 from distsens.precision import full_float32
 from distsens.sensitivity import (
     ActivationProbe,
@@ -261,7 +262,7 @@ def _contribute(
 def _bytes_of_a_pair(model: nn.Module, layers: tuple[str, ...], image: Tensor) -> int:
     probe = ActivationProbe(model, layers, read=lambda _, outputs: 2 * outputs.numel() * outputs.element_size())
     with in_eval_mode(model) as network, torch.no_grad(), probe:
-        network(image)
+        network(in_own_type(network, image))
     return max(1, sum(probe.outputs.values()))
 
 

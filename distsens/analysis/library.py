@@ -21,6 +21,7 @@ from distsens.analysis.tables import (
 )
 from distsens.data import to_pixels
 from distsens.errors import InputError
+from distsens.networks import in_own_type
 from distsens.precision import full_float32
 from distsens.sensitivity import (
     ActivationProbe,
@@ -63,7 +64,7 @@ def probe(model: nn.Module, images: Tensor, layers: Layers = "auto", batch_size:
         for batch in images.split(batch_size):
             reader = ActivationProbe(network, names, read=read)
             with reader:
-                network(batch)
+                network(in_own_type(network, batch))
             for layer, (*parts, positions[layer]) in reader.outputs.items():
                 old = sums.get(layer)
                 sums[layer] = parts if old is None else [a + b for a, b in zip(old, parts, strict=True)]

@@ -19,7 +19,7 @@ from distsens.evaluation.ledger import (
     curve_column,
     evaluations_column,
 )
-from distsens.logits import NO_CLASS, checked_logits, predictions
+from distsens.logits import NO_CLASS, plain_logits, predictions
 from distsens.precision import full_float32
 from distsens.randomness import sample_keys
 
@@ -120,11 +120,8 @@ class _Bench:
         """
         self.reseed(self.numbers, "verdict")
         with torch.autocast(images.device.type, enabled=False):
-            parts = [
-                checked_logits(self.model(batch.contiguous()), len(batch))
-                for batch in images.split(self.judgement.batch_size)
-            ]
-        predicted = predictions(torch.cat(parts).float())
+            parts = [plain_logits(self.model, batch.contiguous()) for batch in images.split(self.judgement.batch_size)]
+        predicted = predictions(torch.cat(parts))
         self.not_finite[rows] |= valid & (predicted == NO_CLASS)
         return predicted
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from distsens.errors import InputError
-from distsens.logits import checked_logits, predictions
+from distsens.logits import plain_logits, predictions
 from distsens.networks import in_eval_mode
 from distsens.precision import full_float32
 from distsens.sensitivity.intervene import Intervention, constant_neurons, take_neurons
@@ -84,9 +84,9 @@ class PairForwards:
     def _forward(self, images: Tensor, around: AbstractContextManager[object] | None = None) -> Tensor:
         with in_eval_mode(self._model) as network, torch.no_grad(), same_noise(network):
             if around is None:
-                return checked_logits(network(images), len(images)).float()
+                return plain_logits(network, images)
             with around:
-                return checked_logits(network(images), len(images)).float()
+                return plain_logits(network, images)
 
 
 def flipped_at(forwards: PairForwards, orders: Mapping[str, Tensor], counts: Sequence[int]) -> Tensor:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from distsens.errors import InputError
-from distsens.networks import as_written, in_eval_mode, unwrapped
+from distsens.networks import as_written, in_eval_mode, in_own_type, unwrapped
 from distsens.sensitivity.image_rows import ImageRows, images_of
 from distsens.sensitivity.layers import AUTO, NOT_CALLED, match_layers
 from distsens.sensitivity.neurons import as_neurons
@@ -122,7 +122,7 @@ def neuron_counts(
     with in_eval_mode(model) as network, torch.no_grad():
         names = match_layers(network, layers, example, readable=readable)
         with ActivationProbe(network, names, read=lambda _, output: output.shape[1]) as probe:
-            network(example)
+            network(in_own_type(network, example))
         return probe.outputs
 
 

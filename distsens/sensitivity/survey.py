@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import Node
 
-from distsens.networks import as_written, in_eval_mode, keeping_buffers
+from distsens.networks import as_written, in_eval_mode, in_own_type, keeping_buffers
 from distsens.sensitivity.shared_noise import SharedNoise
 
 WEIGHTED = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
@@ -67,13 +67,14 @@ def survey(network: nn.Module, images: Tensor) -> Survey:
     The model, its hooks and the global random generators notice nothing of it. Three images are forwarded or, if the
     model fails on three, as many as were given. What the model raises is raised.
     """
+    images = in_own_type(network, images.detach())
     with _undisturbed(network):
         try:
-            return _survey(network, images.detach(), _IMAGES)
+            return _survey(network, images, _IMAGES)
         except Exception:
             if len(images) <= _IMAGES:
                 raise
-            return _survey(network, images.detach(), len(images))
+            return _survey(network, images, len(images))
 
 
 def _survey(network: nn.Module, images: Tensor, count: int) -> Survey:
