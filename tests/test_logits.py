@@ -213,6 +213,15 @@ def test_an_image_that_the_classifier_has_no_number_for_is_wrong_whatever_its_la
     assert found.adversarial.isfinite().all()
 
 
+@pytest.mark.parametrize("benign", [True, False])
+def test_neurons_are_not_measured_where_there_are_no_finite_logits(benign: bool) -> None:
+    """Means would be NaN, and no table could be made of them."""
+    x, twins = images().clamp(max=0.9), images().clamp(max=0.9)
+    (x if benign else twins)[3, 0, 0, 0] = 1.0
+    with pytest.raises(InputError, match=r"'logits that are NaN or infinite'; .* those of image 3 or its twin"):
+        analysis.measure(Blind(), x, twins)
+
+
 def test_a_restart_that_the_classifier_has_no_number_for_succeeds() -> None:
     """Started at random, one attempt in four ends where there are no finite logits: it is the one that is kept."""
     x = images().clamp(0.0, 0.85)

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from distsens.attacks import GradientAttack, attack_view
-from distsens.logits import predictions
+from distsens.errors import InputError
+from distsens.logits import NO_CLASS, predictions
 from distsens.precision import full_float32
 from distsens.randomness import sample_keys
 from distsens.sensitivity import (
@@ -120,6 +121,10 @@ def measure_images(
     model : any classifier of [0, 1] images on their device; judged in float32 and eval mode, left as it was.
     labels, numbers : (N,) classes, and the images' numbers in the split, by which their random numbers go.
     pairs : the twins, where they need not be made.
+
+    Raises
+    ------
+    InputError : what the model returns is not logits, or these are not finite: means would say nothing.
     """
     total = _empty(plan)
     made = []
@@ -198,6 +203,9 @@ def _measure(
     with probe, attack_view(model) as logits_of, torch.no_grad(), noise:  # the view must see that there are hooks
         logits = logits_of(torch.cat([images, *twins.by_condition.values()]))
     taken_for = [predictions(part) for part in logits.chunk(1 + len(names))]
+    if (lost := torch.stack(taken_for).eq(NO_CLASS).any(0)).any():
+        allowed = f"neurons are measured on finite ones; those of image {int(numbers[lost][0])} or its twin are not"
+        raise InputError("model", "logits that are NaN or infinite", allowed)
     right = taken_for[0] == labels
     total.images += len(images)
     total.correct[CLEAN] += int(right.sum())

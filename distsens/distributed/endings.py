@@ -9,8 +9,9 @@ from typing import Literal
 
 import ray
 import ray.train
+from ray.train.v2._internal.exceptions import RayTrainError
 
-from distsens.errors import InputError
+from distsens.errors import InputError, said
 from distsens.storage import CheckpointError
 from distsens.tracking import TakenOverError, TrackedRun, is_store_error, reason
 
@@ -65,10 +66,10 @@ def cause(error: BaseException) -> str:
     When one fails the others lose their connection to it, so theirs is not the cause unless there is no other.
     """
     failures: dict[int, BaseException] = getattr(error, "worker_failures", {})
-    own = [rank for rank in sorted(failures) if not _BROKEN_GROUP.search(_last_line(failures[rank]))]
+    own = [rank for rank in sorted(failures) if not _BROKEN_GROUP.search(_words(failures[rank]))]
     if failures:
         rank = own[0] if own else min(failures)
-        return f"worker {rank}: {_last_line(failures[rank])}"
+        return f"worker {rank}: {_words(failures[rank])}"
     if isinstance(error, ray.exceptions.RayTaskError) and isinstance(error.cause, InputError):
         return str(error.cause)
     lines = _lines(error)
@@ -78,8 +79,11 @@ def cause(error: BaseException) -> str:
     return f"Ray: {lines[0]}" if own_accord else lines[-1]
 
 
-def _last_line(error: BaseException) -> str:
-    return _lines(error)[-1]
+def _words(failure: BaseException) -> str:
+    """What a worker's failure says, in a line: of one that comes as text the last line, in which the error is."""
+    lines = _lines(failure)
+    as_text = isinstance(failure, (ray.exceptions.RayError, RayTrainError)) or lines[0].startswith("Traceback")
+    return lines[-1] if as_text else said(failure)
 
 
 def _lines(error: BaseException) -> list[str]:

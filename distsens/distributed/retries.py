@@ -11,11 +11,17 @@ import torch
 import torch.distributed as dist
 from ray.train import TrainingFailedError, WorkerGroupError
 from ray.train.torch import TorchTrainer
-from ray.train.v2._internal.exceptions import RayTrainError, UserExceptionWithTraceback
+from ray.train.v2._internal.exceptions import (
+    RayTrainError,
+    UserExceptionWithTraceback,
+    WorkerHealthCheckFailedError,
+    WorkerHealthCheckTimeoutError,
+)
 from ray.train.v2._internal.execution.failure_handling import DefaultFailurePolicy, FailureDecision
 
 from distsens.storage import CheckpointError
 
+_OF_A_LOST_WORKER = (ray.exceptions.RayActorError, WorkerHealthCheckFailedError, WorkerHealthCheckTimeoutError)
 # What another machine, or a later moment, may not say again: of the network, the storage, memory, a device.
 _OF_ITS_PLACE = (
     OSError,
@@ -64,8 +70,10 @@ def would_come_again(failures: Mapping[int, BaseException]) -> bool:
     ----------
     failures : by rank, as Ray Train tells them.
     """
-    own = [failure._base_exc for failure in failures.values() if isinstance(failure, UserExceptionWithTraceback)]
-    return len(own) == len(failures) and any(not _of_its_place(error) for error in own)
+    errors = [one._base_exc if isinstance(one, UserExceptionWithTraceback) else one for one in failures.values()]
+    if any(isinstance(error, _OF_A_LOST_WORKER) for error in errors):
+        return False
+    return any(not _of_its_place(error) for error in errors)
 
 
 def _of_its_place(error: BaseException) -> bool:

@@ -17,6 +17,10 @@ def test_the_worker_that_failed_is_blamed_and_not_those_that_lost_it() -> None:
     }
     assert cause(WorkerGroupError("workers failed", failures)) == "worker 1: ValueError: no such class"
     assert cause(WorkerGroupError("workers failed", {0: failures[0]})).startswith("worker 0: [gloo/")
+    own = {1: KeyError("aux")}  # without its traceback, as it comes from another process
+    assert cause(WorkerGroupError("workers failed", failures | own)) == "worker 1: KeyError: 'aux'"
+    lines = {0: ValueError("weights do not fit:\n\tmissing conv1")}
+    assert cause(WorkerGroupError("workers failed", lines)) == "worker 0: weights do not fit: missing conv1"
 
 
 def test_rays_own_errors_are_said_by_their_first_line() -> None:

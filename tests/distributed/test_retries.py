@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import ray
 import torch
 import torch.distributed as dist
-from ray.train import FailureConfig, WorkerGroupError
+from ray.train import FailureConfig
 from ray.train.v2._internal.exceptions import UserExceptionWithTraceback, WorkerHealthCheckFailedError
 from ray.train.v2._internal.execution.failure_handling import FailureDecision
+from ray.train.v2._internal.execution.worker_group.poll import WorkerGroupPollStatus, WorkerStatus
 
 from distsens.distributed.retries import FailurePolicy
 from distsens.errors import InputError
@@ -18,14 +21,15 @@ BROKEN = RuntimeError("[gloo/transport/tcp/pair.cc:553] Connection closed by pee
 
 
 def decisions(*failures: BaseException, times: int = 1) -> list[FailureDecision]:
-    """What is decided about these failures, one for each rank; Python's are wrapped as Ray does."""
+    """What is decided about these failures, one for each rank, as Ray Train's controller finds them."""
     of_ray = (ray.exceptions.RayActorError, WorkerHealthCheckFailedError)
-    told = {
-        rank: error if isinstance(error, of_ray) else UserExceptionWithTraceback(error, f"Traceback ...\n{error!r}")
+    statuses: dict[int, Any] = {
+        rank: WorkerStatus(False, error if isinstance(error, of_ray) else UserExceptionWithTraceback(error, "..."))
         for rank, error in enumerate(failures)
     }
+    failed = WorkerGroupPollStatus(statuses).get_worker_group_error()
     policy = FailurePolicy(FailureConfig(max_failures=2))
-    return [policy.make_decision(WorkerGroupError("workers failed", told)) for _ in range(times)]
+    return [policy.make_decision(failed) for _ in range(times)]
 
 
 @pytest.mark.parametrize(

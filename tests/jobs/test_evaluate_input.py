@@ -33,7 +33,33 @@ class CutsOff(nn.Module):
 def net(shape, classes):
     return CutsOff(lenet5(shape=shape, classes=classes))
 """
-THERE = {"net.safetensors", "cuts_off.py", "claim.json", "no-errors.json", "short.json", "percent.json"}
+RAISES = """
+import torch
+from torch import nn
+from distsens.models.lenet import lenet5
+
+class Raises(nn.Module):
+    def __init__(self, network, what):
+        super().__init__()
+        self._modules.update(network._modules)
+        self.whole, self.what = network.forward, what
+
+    def forward(self, x):
+        if len(x) > 1 and self.what == "KeyError":
+            return {}["aux"]
+        assert len(x) <= 16 or self.what != "AssertionError", f"{len(x)} images\\nare too many"
+        return self.whole(x) * (torch.nan if self.what == "NaN" else 1.0)
+
+def key(shape, classes):
+    return Raises(lenet5(shape=shape, classes=classes), "KeyError")
+
+def size(shape, classes):
+    return Raises(lenet5(shape=shape, classes=classes), "AssertionError")
+
+def nan(shape, classes):
+    return Raises(lenet5(shape=shape, classes=classes), "NaN")
+"""
+THERE = {"net.safetensors", "cuts_off.py", "raises.py", "claim.json", "no-errors.json", "short.json", "percent.json"}
 Run = Callable[..., tuple[int, str, str]]
 
 
@@ -44,6 +70,7 @@ def run(run_here: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
     torch.manual_seed(0)
     safetensors.torch.save_file(lenet5(shape=(1, 8, 8), classes=10).state_dict(), tmp_path / "net.safetensors")
     (tmp_path / "cuts_off.py").write_text(CUTS_OFF)
+    (tmp_path / "raises.py").write_text(RAISES)
     (tmp_path / "claim.json").write_text(json.dumps({"format": 2}))
     for name, errors in (("no-errors", [0.0] * 5), ("short", [0.1]), ("percent", [10.0] * 5)):
         (tmp_path / f"{name}.json").write_text(json.dumps({"corruption_errors": {"fog": errors}}))
@@ -82,6 +109,9 @@ def run(run_here: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
             f"{GIVEN.replace('lenet5', 'cuts_off:net')} --attacks square pgd",
             "error: attacks: got 'pgd'; the model cuts gradients off",
         ),
+        (GIVEN.replace("lenet5", "raises:key"), "it cannot be judged on 64 images, or on one (KeyError: 'aux', "),
+        (GIVEN.replace("lenet5", "raises:size"), "on 64 images, or on one (64 images are too many)"),
+        (GIVEN.replace("lenet5", "raises:nan"), "they must be finite; those of 64 of 64 images are not"),
         (f"{GIVEN} --summary .", "error: summary: got '.'; it is a folder; name a file"),
         (f"{GIVEN} --claim /proc/claim.json", "error: claim: got '/proc/claim.json'; it cannot be written: "),
         (f"{GIVEN} --claim no/folder.json", "error: claim: got 'no/folder.json'"),

@@ -128,6 +128,37 @@ def test_wrong_input_is_one_line_and_exit_code_2(run: Run, tmp_path: Path, argum
     assert list(tmp_path.iterdir()) == []
 
 
+_NETWORK = """
+from torch import nn
+
+class Network(nn.Module):
+    def __init__(self, shape, classes):
+        super().__init__()
+        self.body, self.head = nn.Linear(shape[1] * shape[2], 8), nn.Linear(8, classes)
+
+    def forward(self, x):
+        logits = self.head(self.body(x.flatten(1)))
+        return (logits, x) if self.training else logits
+
+def network(*, shape, classes):
+    return Network(shape, classes)
+"""
+
+
+@pytest.mark.parametrize("script", ["train", "tune"])
+def test_a_network_that_returns_more_in_training_mode_is_refused_before_anything_starts(
+    run_here: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str
+) -> None:
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    (tmp_path / "two.py").write_text(_NETWORK)
+    recipe = {"train": "quickstart", "tune": "tune-quickstart"}[script]
+    code, output, error = run_here(script, "--recipe", recipe, "--model.name", "two:network")
+    assert (code, output) == (2, "")
+    assert error.startswith("error: model.name: got 'two:network'; it cannot be trained: it gives tuple of 2; it must")
+    assert error.count("\n") == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["two.py"]
+
+
 def test_wrong_input_ends_the_process_with_exit_code_2(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, str(ROOT / "jobs" / "train.py"), "--recipe", "quickstart", "--threat.eps", "8"],
