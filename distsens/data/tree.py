@@ -57,12 +57,7 @@ class LocalTree:
 
     def folders(self, folder: str) -> tuple[str, ...]:
         """See `Tree.folders`."""
-        path = self.root / folder
-        if not path.is_dir():
-            return ()
-        return tuple(
-            sorted(entry.name for entry in path.iterdir() if entry.is_dir() and not entry.name.startswith("."))
-        )
+        return tuple(sorted(entry.name for entry in self._entries(folder) if entry.is_dir() and entry.name[0] != "."))
 
     def files(self, folder: str) -> list[str]:
         """See `Tree.files`."""
@@ -74,10 +69,7 @@ class LocalTree:
 
     def beside(self, folder: str) -> list[str]:
         """See `Tree.beside`."""
-        path = self.root / folder
-        if not path.is_dir():
-            return []
-        return sorted(os.path.relpath(entry, self.root) for entry in path.iterdir() if not entry.is_dir())
+        return sorted(os.path.relpath(entry.path, self.root) for entry in self._entries(folder) if not entry.is_dir())
 
     def stamps(self, names: Sequence[str]) -> list[str]:
         """Size and time of change of each; see `Tree.stamps`."""
@@ -86,6 +78,14 @@ class LocalTree:
     def read(self, name: str) -> bytes:
         """See `Tree.read`."""
         return (self.root / name).read_bytes()
+
+    def _entries(self, folder: str) -> list[os.DirEntry[str]]:
+        """What is in a folder; unlike paths, entries mostly know without asking the disk whether they are folders."""
+        path = self.root / folder
+        if not path.is_dir():
+            return []
+        with os.scandir(path) as entries:
+            return list(entries)
 
     def _stamp(self, path: Path) -> str:
         status = path.stat() if path.exists() else None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -34,19 +35,16 @@ class BucketTree:
 
     def folders(self, folder: str) -> tuple[str, ...]:
         """See ``distsens.data.Tree.folders``."""
-        top = _within(folder)
-        parts = (name[len(top) :].split("/") for name in self._listed if name.startswith(top))
-        return tuple(sorted({first for first, *below in parts if below and not first.startswith(".")}))
+        inside = self._folders.get(_within(folder), set[str]())
+        return tuple(sorted(name for name in inside if not name.startswith(".")))
 
     def files(self, folder: str) -> list[str]:
         """See ``distsens.data.Tree.files``."""
-        top = _within(folder)
-        return sorted(name for name in self._listed if name.startswith(top) and not _in_hidden_folder(name[len(top) :]))
+        return [name for name in self._below(folder) if not _in_hidden_folder(name[len(_within(folder)) :])]
 
     def beside(self, folder: str) -> list[str]:
         """See ``distsens.data.Tree.beside``."""
-        top = _within(folder)
-        return sorted(name for name in self._listed if name.startswith(top) and "/" not in name[len(top) :])
+        return [name for name in self._below(folder) if "/" not in name[len(_within(folder)) :]]
 
     def stamps(self, names: Sequence[str]) -> list[str]:
         """Size and entity tag of each; see ``distsens.data.Tree.stamps``."""
@@ -62,6 +60,28 @@ class BucketTree:
             return {name: stamp for name, stamp in self.place.objects().items() if name and not name.endswith("/")}
         except OSError as error:
             raise InputError("data.root", self.url, f"cannot be listed: {error}") from None
+
+    @cached_property
+    def _names(self) -> list[str]:
+        return sorted(self._listed)
+
+    @cached_property
+    def _folders(self) -> dict[str, set[str]]:
+        """By folder, with the slash at its end, the names of those in it."""
+        found: dict[str, set[str]] = {}
+        for folder in {name.rpartition("/")[0] for name in self._names} - {""}:
+            parts = folder.split("/")
+            for depth, part in enumerate(parts):
+                found.setdefault("".join(f"{above}/" for above in parts[:depth]), set()).add(part)
+        return found
+
+    def _below(self, folder: str) -> list[str]:
+        """Names in a folder and in those inside it, sorted."""
+        top = _within(folder)
+        if not top:
+            return self._names
+        # All names that begin with it lie together; "0" is what follows "/".
+        return self._names[bisect_left(self._names, top) : bisect_left(self._names, f"{top[:-1]}0")]
 
     def __reduce__(self) -> tuple[type[BucketTree], tuple[S3Place]]:
         return BucketTree, (self.place,)  # without the listing, which may be large and which readers do not need

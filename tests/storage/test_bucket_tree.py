@@ -22,6 +22,8 @@ FILES = {
     "train/.cache/f.png": b"6",
     "test/bee/g.png": b"7",
     "readme.txt": b"8",
+    "train-of-others/ant/i.png": b"9",
+    "train.txt": b"10",
 }
 
 
@@ -46,6 +48,7 @@ def test_folders_and_files_are_those_of_the_folder(trees: tuple[LocalTree, Bucke
     local, bucket = trees
     assert bucket.folders(folder) == local.folders(folder)
     assert bucket.files(folder) == local.files(folder)
+    assert bucket.beside(folder) == local.beside(folder)
 
 
 def test_contents_are_read_whatever_the_name(trees: tuple[LocalTree, BucketTree]) -> None:
@@ -72,7 +75,7 @@ def test_a_stamp_changes_with_the_content(trees: tuple[LocalTree, BucketTree]) -
 
 def test_a_tree_travels_without_its_listing(trees: tuple[LocalTree, BucketTree]) -> None:
     _, bucket = trees
-    assert bucket.folders(".") == ("test", "train")
+    assert bucket.folders(".") == ("test", "train", "train-of-others")
     travelled = pickle.loads(pickle.dumps(bucket))
     assert travelled == bucket
     assert "_listed" not in vars(travelled)
