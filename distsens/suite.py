@@ -251,6 +251,7 @@ def load_judged(
                 tell=tell,
                 resize=wanted.resize,
                 interpolation=wanted.interpolation or "bilinear",
+                without_training=judged and wanted.split == "test" and not needs_pool,
             ),
             validation_fraction=of_training.data.validation_fraction if same else None,
             seed=of_training.seed if same else examination.seed,

@@ -48,6 +48,8 @@ def read(source: Source) -> Published:
     places: dict[Split, str] = layout.splits
     if layout.unsplit is not None:
         places = {"test" if source.judged else "train": layout.unsplit}
+    if source.without_training and len(places) > 1:
+        places = {split: folder for split, folder in places.items() if split != "train"}
     files = _listing(tree, tuple(places.values()), layout.classes)
     images, problems = _read_files(tree, files.names, source)
 

@@ -27,6 +27,7 @@ class Source:
     judged : the data is judged and not trained on: what has no test split is one itself, whole.
     classes : how many there are in an ``npz`` without training images; None for the highest label and one.
     resize, interpolation : see `Fit`.
+    without_training : the training images of a folder that has other splits, too, are not wanted, and not read.
     """
 
     root: Path | Tree | None
@@ -39,6 +40,7 @@ class Source:
     classes: int | None = None
     resize: int | None = None
     interpolation: Interpolation = "bilinear"
+    without_training: bool = False
 
     @property
     def fit(self) -> Fit:

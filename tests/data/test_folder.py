@@ -184,6 +184,16 @@ def test_what_is_left_out_of_class_folders_is_said(tmp_path: Path) -> None:
         _read(tmp_path)
 
 
+def test_training_images_that_are_not_wanted_are_not_read(tmp_path: Path) -> None:
+    _classes(tmp_path / "train", 2)
+    test = _classes(tmp_path / "test", 1, first=100)
+    (tmp_path / "train" / "ant" / "0.png").write_bytes(b"no image")
+    judged = load("folder", Source(tmp_path, judged=True, without_training=True), seed=0, holds_out=False)
+    assert np.array_equal(judged.test.images, test)
+    assert (len(judged.train), judged.left_out) == (0, ())
+    assert judged.test.digest() == _read(tmp_path).test.digest()
+
+
 def test_the_images_of_a_training_folder_alone_are_never_judged_unasked(tmp_path: Path) -> None:
     _classes(tmp_path / "train", 2)
     judged = load("folder", Source(tmp_path, judged=True), seed=0, holds_out=False)
