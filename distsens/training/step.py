@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
@@ -85,7 +85,9 @@ class TrainingStep:
     world_size: int = 1
     batch_norm: BatchNormHalves = "joint"
     sync_batch_norm: bool = True
-    _draws: bool | None = field(default=None, init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        self._draws: bool | None = None  # whether the network draws random numbers, as far as this epoch tells
 
     def begin_epoch(self) -> None:
         """Put the model in training mode."""
