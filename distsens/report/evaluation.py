@@ -29,7 +29,9 @@ from distsens.evaluation import (
 from distsens.examination import JudgedData
 from distsens.report.console_table import print_table
 from distsens.report.pulse import Pulse
+from distsens.report.style import drawn, shorts, title_over
 
+_CLASSES_DRAWN = 40
 _COLOURS = {"clean": "#0072B2", "robust": "#D55E00", "other": "#009E73"}
 
 Json = dict[str, Any]
@@ -398,14 +400,20 @@ def _with_interval(value: Proportion) -> str:
 
 def evaluation_figure(summary: EvaluationSummary) -> Figure:
     """Accuracy after each attack, by class, and, where they were measured, by radius and under corruptions."""
+    return drawn(lambda: _figure(summary))
+
+
+def _figure(summary: EvaluationSummary) -> Figure:
     panels = [_draw_attacks, _draw_classes]
     panels += [_draw_curve] if summary.curve else []
     panels += [_draw_corruptions] if summary.corruption_errors else []
-    figure = Figure(figsize=(5.2 * len(panels), 4.4), layout="constrained")
+    lines = max(min(len(summary.classes), _CLASSES_DRAWN), len(summary.after_attack), len(summary.corruption_errors))
+    figure = Figure(figsize=(5.2 * len(panels), max(4.4, 1.4 + 0.2 * lines)), layout="constrained")
     threat = summary.examination["threat"]
-    figure.suptitle(
+    title_over(
+        figure,
         f"{summary.model['name']}, {summary.judged} {summary.data['split']} images, "
-        f"{threat['norm']} eps {threat['eps']:.4g}"
+        f"{threat['norm']} eps {threat['eps']:.4g}",
     )
     for axes, draw in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
         draw(axes, summary)
@@ -422,15 +430,26 @@ def _draw_attacks(axes: Axes, summary: EvaluationSummary) -> None:
 
 
 def _draw_classes(axes: Axes, summary: EvaluationSummary) -> None:
-    _bars(axes, {name: values["robust"] for name, values in summary.classes.items()}, _COLOURS["robust"])
+    classes = summary.classes
+    title = "robust accuracy by class (dots: clean)"
+    if len(classes) > _CLASSES_DRAWN:
+        rising = sorted(classes.items(), key=lambda item: item[1]["robust"]["value"])
+        classes = dict(rising[:_CLASSES_DRAWN])
+        title = f"the {_CLASSES_DRAWN} least robust of {len(rising)} classes (dots: clean)"
+    names = shorts(list(classes), 24)
+    _bars(
+        axes,
+        {name: values["robust"] for name, values in zip(names, classes.values(), strict=True)},
+        _COLOURS["robust"],
+    )
     axes.plot(
-        [values["clean"]["value"] for values in summary.classes.values()],
-        range(len(summary.classes)),
+        [values["clean"]["value"] for values in classes.values()],
+        range(len(classes)),
         "o",
         color=_COLOURS["clean"],
         clip_on=False,
     )
-    axes.set_title("robust accuracy by class (dots: clean)", fontsize="medium")
+    axes.set_title(title, fontsize="medium")
 
 
 def _bars(axes: Axes, values: Mapping[str, Any], colour: str) -> None:

@@ -8,18 +8,20 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
+from distsens.report.style import shorts, title_over
 from distsens.training import EpochRecord
 
 # Okabe and Ito's palette, which colour-blind readers can tell apart; the yellow is too faint on white.
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
 _STYLES = ("-", "--", ":", "-.")
+_ROOM_FOR_A_WORD = 16  # points, between a panel and its title
 
 
 def training_figure(history: Sequence[EpochRecord], best_epoch: int, title: str) -> Figure:
     """Accuracy, and mean sensitivity of every layer, absolute and relative, on validation over epochs."""
     figure = Figure(figsize=(13, 4.4), layout="constrained")
     accuracy, absolute, relative = figure.subplots(1, 3)
-    figure.suptitle(title)
+    title_over(figure, title)
 
     lines = {"clean": "clean", "robust": "robust (validation attack)", "training_attack": "training attack"}
     for number, (name, label) in enumerate(lines.items()):
@@ -32,7 +34,8 @@ def training_figure(history: Sequence[EpochRecord], best_epoch: int, title: str)
     accuracy.set_ylim(0, 1.02)
     accuracy.yaxis.set_major_formatter(PercentFormatter(1.0))
     accuracy.set_ylabel("accuracy")
-    accuracy.legend(loc="lower right", frameon=False)
+    # Below the panel: inside, some run's curves would cross it.
+    accuracy.legend(loc="upper center", bbox_to_anchor=(0.5, -0.14), ncols=2, frameon=False, fontsize="small")
 
     _layers(absolute, history, "absolute")
     absolute.set_ylabel("mean |change| of a neuron's output")
@@ -42,14 +45,20 @@ def training_figure(history: Sequence[EpochRecord], best_epoch: int, title: str)
     if len(labels) > 12:  # of a deep network the legend names some layers, evenly
         step = -(-len(labels) // 12)
         handles, labels = handles[::step], labels[::step]
-    figure.legend(handles, labels, loc="outside right center", frameon=False, fontsize="small", title="layer")
+    figure.legend(
+        handles, shorts(labels, 28), loc="outside right center", frameon=False, fontsize="small", title="layer"
+    )
 
     for axes, name in ((accuracy, "accuracy"), (absolute, "absolute sensitivity"), (relative, "relative sensitivity")):
-        axes.set_title(name, fontsize="medium")
+        axes.set_title(name, fontsize="medium", pad=_ROOM_FOR_A_WORD)
         axes.set_xlabel("epoch")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        if len(history) == 1:  # between whole numbers there would be ticks
+            axes.set_xlim(history[0].epoch - 1, history[0].epoch + 1)
         axes.axvline(best_epoch, color="0.6", linewidth=1, zorder=0)
-        axes.annotate("best", (best_epoch, 1.0), xycoords=("data", "axes fraction"), color="0.4", fontsize="small")
+        axes.annotate(
+            "best", (best_epoch, 1.01), xycoords=("data", "axes fraction"), ha="center", color="0.4", fontsize="small"
+        )
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(alpha=0.25)
     return figure

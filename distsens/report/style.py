@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import io
+import math
 import re
+import textwrap
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, TypeVar
 
 import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, NullFormatter
+from matplotlib.ticker import FixedLocator, LogLocator, NullFormatter
 
 # Okabe and Ito's palette, which colour-blind readers can tell apart, and which reads on white and on near black.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
@@ -21,6 +23,8 @@ STYLES = ("-", "--", "-.", ":")
 MARKERS = "os^Dvp"
 SELECTIONS = {"top": "#D55E00", "random": "#777777", "bottom": "#0072B2"}
 SEQUENTIAL = "viridis"
+
+T = TypeVar("T")
 
 _INK = "#222222"
 _GRID = "#d9d9d9"
@@ -48,6 +52,15 @@ _SETTINGS: Any = {
     "savefig.facecolor": "white",
 }
 _DPI = 150
+
+# In inches, of the fonts above.
+_LETTER = 0.083
+_LINE = 0.2
+_TITLE_LETTER = 0.12
+_HANDLE = 0.55
+_INNER_PART = 0.62
+_SLANT = 40
+_POWERS = 3
 
 
 @dataclass(frozen=True)
@@ -123,28 +136,77 @@ def grid(panels: int, columns: int = 3, *, width: float = 3.2, height: float = 2
     return figure, axes[:panels]
 
 
-def some(layers: Sequence[str], most: int = 12) -> list[str]:
+def some(layers: Sequence[T], most: int = 12) -> list[T]:
     """At most so many of the layers, evenly, with the first and the last: a deep network has too many to draw."""
     if len(layers) <= most:
         return list(layers)
     return [layers[round(i * (len(layers) - 1) / (most - 1))] for i in range(most)]
 
 
-def name_ticks(axes: Axes, names: Sequence[str], room: int = 36) -> None:
-    """Name the positions 0, 1, ... on the horizontal axis: of many names some, slanting beyond ``room`` letters."""
-    shown = some(names, 16)
-    places = [names.index(name) for name in shown]
-    slanted = sum(len(short(name)) for name in shown) > room
-    axes.set_xticks(
-        places, [short(name) for name in shown], rotation=40 if slanted else 0, ha="right" if slanted else "center"
-    )
+def name_ticks(axes: Axes, names: Sequence[str], width: float | None = None) -> None:
+    """Name the positions 0, 1, ... on the horizontal axis: of many names as many as there is room for, or slanting.
+
+    ``width`` is that of the panel's inner part in inches, where much stands beside it.
+    """
+    words = shorts(names)
+    width = _width_of(axes) if width is None else width
+    if sum(len(word) * _LETTER + _LETTER for word in words) <= width:
+        axes.set_xticks(range(len(names)), words)
+        return
+    shown = some(range(len(names)), max(2, int(width / (_LINE / math.sin(math.radians(_SLANT))))))
+    axes.set_xticks(shown, [words[place] for place in shown], rotation=_SLANT, ha="right", rotation_mode="anchor")
+    # What the slanting names take must not be the picture's.
+    figure = axes.get_figure(root=True)
+    grid = axes.get_gridspec()
+    if figure is not None and grid is not None and axes.get_subplotspec().is_last_col():  # type: ignore[union-attr]
+        longest = max(len(words[place]) for place in shown)
+        figure.set_figheight(figure.get_figheight() + longest * _LETTER * math.sin(math.radians(_SLANT)))
+
+
+def _width_of(axes: Axes) -> float:
+    """About how many inches the inner part of a panel will have: of its share of the figure, most."""
+    figure, grid = axes.get_figure(root=True), axes.get_gridspec()
+    if figure is None or grid is None:
+        raise ValueError("the axes are in no figure")
+    return _INNER_PART * figure.get_figwidth() / grid.ncols
+
+
+def legend_above(figure: Figure, handles: Sequence[Any], labels: Sequence[str]) -> None:
+    """A legend over the panels, in as many columns as fit, for which the figure grows."""
+    words = shorts(labels, 44)
+    longest = max(map(len, words), default=0) * _LETTER + _HANDLE
+    columns = max(1, min(len(words), 4, int(figure.get_figwidth() / longest)))
+    rows = -(-len(words) // columns)
+    figure.set_figheight(figure.get_figheight() + _LINE * (rows - 1))
+    figure.legend(handles, words, loc="outside upper center", ncols=columns, columnspacing=1.0)
 
 
 def plain_log(axis: Axis, low: float, high: float) -> None:
     """A logarithmic scale whose ticks are plain numbers: 0.1, 1, ..., and 0.2, 0.5, ... where they are few."""
-    axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if high < 50.0 * low else (1.0,)))
+    if high < 50.0 * low:
+        axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    else:
+        # Of many powers of ten every second one, or third.
+        least, most = math.ceil(math.log10(low)), math.floor(math.log10(high))
+        step = max(1, -(-(most - least) // _POWERS))
+        axis.set_major_locator(FixedLocator([10.0**power for power in range(least, most + 1, step)]))
     axis.set_major_formatter(lambda value, _: f"{value:g}")
     axis.set_minor_formatter(NullFormatter())
+
+
+def title_over(figure: Figure, text: str) -> None:
+    """A title of the whole figure, on as many lines as it takes."""
+    figure.suptitle(textwrap.fill(text, max(20, int(figure.get_figwidth() / _TITLE_LETTER))))
+
+
+def shorts(names: Sequence[str], most: int = 22) -> list[str]:
+    """:func:`short` of each, but as long as it takes for different names to stay so."""
+    longest = max(map(len, names), default=0)
+    for letters in range(most, max(most, longest)):
+        words = [short(name, letters) for name in names]
+        if len(set(words)) == len(set(names)):
+            return words
+    return [short(name, max(most, longest)) for name in names]
 
 
 def short(name: str, most: int = 22) -> str:

@@ -14,7 +14,8 @@ _FEWEST_TRIALS = 4
 def importance(space: Space, trials: Sequence[tuple[Mapping[str, Any], float]]) -> dict[str, float]:
     """Share, in [0, 1], of the scores' variance that each field explains, largest first (fANOVA, by Optuna).
 
-    Hutter, Hoos and Leyton-Brown, ICML 2014. It says nothing (empty) of fewer than four trials or of equal scores.
+    Hutter, Hoos and Leyton-Brown, ICML 2014. It says nothing (empty) of fewer than four trials, of equal scores, or
+    of equal values.
 
     Parameters
     ----------
@@ -34,7 +35,10 @@ def importance(space: Space, trials: Sequence[tuple[Mapping[str, Any], float]]) 
         study.add_trial(optuna.trial.create_trial(params=params, distributions=distributions, value=score))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        found = get_param_importances(study, evaluator=FanovaImportanceEvaluator(seed=0))
+        try:
+            found = get_param_importances(study, evaluator=FanovaImportanceEvaluator(seed=0))
+        except RuntimeError:  # the fields do not differ where the scores do
+            return {}
     return {field: float(share) for field, share in found.items()}
 
 

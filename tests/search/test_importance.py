@@ -30,3 +30,8 @@ def test_nothing_is_said_of_few_trials_or_of_equal_scores() -> None:
     space = {"ratio": Uniform(0.0, 1.0)}
     assert importance(space, [({"ratio": 0.1}, 0.1), ({"ratio": 0.2}, 0.2)]) == {}
     assert importance(space, [({"ratio": number / 10}, 0.5) for number in range(9)]) == {}
+
+
+def test_nothing_is_said_where_the_fields_do_not_differ_and_the_scores_do() -> None:
+    space = {"ratio": Uniform(0.0, 1.0), "layers": Choice((("a",), ("b",)))}
+    assert importance(space, [({"ratio": 0.5, "layers": ("a",)}, number / 10) for number in range(5)]) == {}

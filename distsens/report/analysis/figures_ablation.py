@@ -9,7 +9,7 @@ from matplotlib.ticker import FixedLocator, MaxNLocator, PercentFormatter
 
 from distsens.analysis import Findings
 from distsens.report.analysis.figures_models import of_model
-from distsens.report.style import COLOURS, SELECTIONS, STYLES, Plate, drawn, grid, short, some
+from distsens.report.style import COLOURS, SELECTIONS, STYLES, Plate, drawn, grid, legend_above, short, some
 
 _NAMES = {"top": "most sensitive", "random": "random", "bottom": "least sensitive"}
 _WHAT = {"benign": "their benign value", "zero": "zero", "mean": "their mean benign output"}
@@ -85,7 +85,7 @@ def _ablation(curves: pd.DataFrame, ends: tuple[float, float]) -> Figure:
         one.xaxis.set_major_locator(MaxNLocator(4, integer=True))
     figure.supxlabel("neurons set", fontsize=10)
     figure.supylabel("accuracy under attack", fontsize=10)
-    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=3)
+    legend_above(figure, *axes[0].get_legend_handles_labels())
     return figure
 
 
@@ -107,7 +107,7 @@ def _flips(curves: pd.DataFrame) -> Figure:
         one.yaxis.set_major_formatter(PercentFormatter(1.0))
     figure.supxlabel("neurons with their adversarial value", fontsize=10)
     figure.supylabel("images flipped", fontsize=10)
-    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=3)
+    legend_above(figure, *axes[0].get_legend_handles_labels())
     return figure
 
 

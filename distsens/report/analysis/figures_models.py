@@ -17,12 +17,15 @@ from distsens.report.style import (
     Plate,
     drawn,
     grid,
+    legend_above,
     name_ticks,
     plain_log,
-    short,
+    shorts,
     some,
 )
 
+# In inches: a letter of a class' name, and the width of the cells of its figure.
+_LETTER, _CELLS = 0.07, 1.6
 _LABELS = {"absolute": "mean |change| of an output", "relative": "mean |change| / mean |output|"}
 
 
@@ -162,7 +165,7 @@ def _distributions(findings: Findings) -> Figure:
     axes.grid(axis="x", visible=False)
     if len(findings.names) > 1:
         marks = [Patch(color=COLOURS[i % len(COLOURS)], label=name) for i, name in enumerate(findings.names)]
-        figure.legend(handles=marks, loc="outside upper center", ncols=min(4, len(marks)))
+        legend_above(figure, marks, findings.names)
     return figure
 
 
@@ -173,21 +176,21 @@ def _noise(findings: Findings) -> Figure:
     places = dict(zip(layers, np.linspace(0.0, 0.92, len(layers)), strict=True))
     ends = neurons.loc[(neurons["noise"] > 0) & (neurons["absolute"] > 0), ["noise", "absolute"]].to_numpy()
     low, high = (float(ends.min()) / 1.5, float(ends.max()) * 1.5) if len(ends) else (0.1, 1.0)
-    for one, name in zip(axes, findings.names, strict=True):
+    for one, name, title in zip(axes, findings.names, shorts(findings.names, 26), strict=True):
         rows = neurons[neurons["model"] == name]
         dots = one.scatter(
             rows["noise"], rows["absolute"], c=rows["layer"].map(places), cmap="viridis", vmin=0, vmax=1, s=9,
             alpha=0.8, linewidths=0, rasterized=len(rows) > 2000,
         )  # fmt: skip
         one.plot([low, high], [low, high], color="#777777", linewidth=1)
-        one.set(xscale="log", yscale="log", xlim=(low, high), ylim=(low, high), title=name)
+        one.set(xscale="log", yscale="log", xlim=(low, high), ylim=(low, high), title=title)
         for axis in (one.xaxis, one.yaxis):
             plain_log(axis, low, high)
         one.set_xlabel("sensitivity to noise")
         one.set_ylabel(f"sensitivity to {findings.condition}")
     bar = figure.colorbar(dots, ax=axes, shrink=0.9)
     shown = some(layers, 8)
-    bar.set_ticks([places[layer] for layer in shown], labels=[short(layer) for layer in shown])
+    bar.set_ticks([places[layer] for layer in shown], labels=shorts(shown))
     bar.ax.invert_yaxis()
     bar.outline.set_visible(False)
     return figure
@@ -200,15 +203,17 @@ def _classes(findings: Findings) -> Figure:
     means["ratio"] = means["absolute"] / means["absolute_mean"].where(means["absolute_mean"] > 0)
     limit = float(max(0.1, (means["ratio"] - 1).abs().quantile(0.99)))
     labels = some(list(dict.fromkeys(means["label"])), 20)
-    figure, axes = grid(len(findings.names), 3, width=3.4, height=0.9 + 0.19 * len(labels))
-    for one, name in zip(axes, findings.names, strict=True):
+    words = shorts([str(label) for label in labels], 20)
+    beside = _LETTER * max(map(len, words))
+    figure, axes = grid(len(findings.names), 3, width=2.5 + beside, height=0.9 + 0.19 * len(labels))
+    for one, name, title in zip(axes, findings.names, shorts(findings.names, 26), strict=True):
         table = means[means["model"] == name].pivot_table(index="label", columns="layer", values="ratio", sort=False)
         layers = list(table.columns)
         shown = one.imshow(table.loc[labels], aspect="auto", cmap="PuOr_r", vmin=1 - limit, vmax=1 + limit)
-        one.set_yticks(range(len(labels)), [short(str(label), 16) for label in labels], fontsize=8)
-        name_ticks(one, layers, 20)
+        one.set_yticks(range(len(labels)), words, fontsize=8)
+        name_ticks(one, layers, _CELLS)
         one.grid(visible=False)
-        one.set(title=name, xlabel="layer", ylabel="class")
+        one.set(title=title, xlabel="layer", ylabel="class")
     figure.colorbar(shown, ax=axes, shrink=0.9, label="sensitivity / mean")
     return figure
 
@@ -233,7 +238,7 @@ def _robustness(findings: Findings) -> Figure:
 def _legend(figure: Figure, axes: Axes, names: list[str]) -> None:
     if len(names) > 1:
         handles, labels = axes.get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside upper center", ncols=min(4, len(names)))
+        legend_above(figure, handles, labels)
 
 
 def of_model(table: pd.DataFrame, name: str) -> pd.DataFrame:

@@ -11,7 +11,19 @@ from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from distsens.analysis import Findings, epochs_jaccard
 from distsens.report.analysis.figures_models import of_model
-from distsens.report.style import COLOURS, SEQUENTIAL, STYLES, Plate, drawn, grid, name_ticks, short, some
+from distsens.report.style import (
+    COLOURS,
+    SEQUENTIAL,
+    STYLES,
+    Plate,
+    drawn,
+    grid,
+    legend_above,
+    name_ticks,
+    short,
+    shorts,
+    some,
+)
 
 _DRAWN_NEURONS = 64
 
@@ -176,8 +188,9 @@ def _robust(history: pd.DataFrame, epochs: pd.DataFrame) -> Figure:
 
 def _conditions(findings: Findings) -> Figure:
     table = findings.condition_agreement
-    figure, axes = grid(len(findings.names), 3, width=3.4, height=3.0)
-    for one, name in zip(axes, findings.names, strict=True):
+    conditions = len({*table["first"], *table["second"]})
+    figure, axes = grid(len(findings.names), 3, width=max(3.4, 1.4 + 0.55 * conditions), height=1.2 + 0.5 * conditions)
+    for one, name, title in zip(axes, findings.names, shorts(findings.names, 26), strict=True):
         rows = of_model(table, name)
         names = list(dict.fromkeys([*rows["first"], *rows["second"]]))
         values, words = np.eye(len(names)), [["" for _ in names] for _ in names]
@@ -192,10 +205,10 @@ def _conditions(findings: Findings) -> Figure:
                 one.text(
                     j, i, words[i][j], ha="center", va="center", fontsize=8, color="w" if values[i, j] < 0.6 else "k"
                 )
-        one.set_xticks(range(len(names)), names, rotation=30, ha="right")
+        one.set_xticks(range(len(names)), names, rotation=40, ha="right", rotation_mode="anchor")
         one.set_yticks(range(len(names)), names)
         one.grid(visible=False)
-        one.set_title(name)
+        one.set_title(title)
     return figure
 
 
@@ -207,12 +220,12 @@ def _models(findings: Findings) -> Figure:
     for position, (name, rows) in enumerate(table.groupby("second", sort=False)):
         places = [layers.index(layer) for layer in rows["layer"]]
         colour = COLOURS[(position + 1) % len(COLOURS)]
-        axes.plot(places, rows["jaccard"], "o-", color=colour, label=f"{findings.names[0]} and {name}")
+        axes.plot(places, rows["jaccard"], "o-", color=colour, label=f"with {name}")
     chance = table.groupby("layer", sort=False)["chance"].mean().loc[layers]
     axes.plot(range(len(layers)), chance, ":", color="#777777", label="random sets")
     name_ticks(axes, layers)
     axes.set_ylim(-0.02, 1.02)
     axes.set_xlabel("layer")
     axes.set_ylabel("Jaccard index")
-    axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1.0))
+    legend_above(figure, *axes.get_legend_handles_labels())
     return figure

@@ -10,9 +10,9 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
-from matplotlib.ticker import PercentFormatter
+from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-from distsens.report.style import COLOURS, SEQUENTIAL, Plate, drawn, plain_log
+from distsens.report.style import COLOURS, SEQUENTIAL, Plate, drawn, name_ticks, plain_log, shorts
 from distsens.report.sweep.outcome import Outcome
 from distsens.report.sweep.state import TrialState, short_names, shown
 from distsens.search import Choice, Grid, Integers, LogUniform, Space, Uniform
@@ -174,10 +174,15 @@ def _scale(axes: Axes, which: str, space: Space, field: str, names: Mapping[str,
         room = (one.high / one.low) ** _ROOM
         limits(one.low / room, one.high * room)
     if isinstance(one, Uniform | Integers):
+        axis.set_major_locator(MaxNLocator(4, integer=isinstance(one, Integers)))
         room = (one.high - one.low) * _ROOM
         limits(one.low - room, one.high + room)
     if isinstance(one, Choice | Grid):
-        axis.set_ticks(range(len(one.values)), [shown(value) for value in one.values])
+        values = [shown(value) for value in one.values]
+        if which == "x":
+            name_ticks(axes, values)
+        else:
+            axis.set_ticks(range(len(values)), shorts(values))
 
 
 def _importance(shares: Mapping[str, float]) -> Figure:
