@@ -120,7 +120,12 @@ class Examination(Section):
         None, description="Folder or s3:// address to save pairs in, one folder an evaluation."
     )
     seed: Count = Field(0, ge=0, lt=2**31, description="Decides all random numbers of the attacks.")
-    shard: Count = Field(100, ge=1, description="Images that are judged and stored together; what a resumed run skips.")
+    shard: Count | None = Field(
+        None,
+        ge=1,
+        description="Images that are judged and stored together; what a resumed run skips. Default: several shards a "
+        "worker, none larger than a batch.",
+    )
     batch_size: Count = Field(250, ge=1, description="Images attacked at a time.")
     workers: Workers = Workers()
     storage: StoragePlace = StoragePlace()
@@ -153,8 +158,9 @@ class Examination(Section):
         )
 
     def digest(self) -> str:
-        """SHA-256 of all that decides the verdicts, so not of workers and places."""
-        fields = self.model_dump(mode="json", exclude={"workers", "storage", "tracking", "examples", "baseline"})
+        """SHA-256 of all that decides the verdicts, so not of workers, shards and places."""
+        aside = {"workers", "shard", "storage", "tracking", "examples", "baseline"}
+        fields = self.model_dump(mode="json", exclude=aside)
         for place in ("root", "download"):
             del fields["data"][place]
         # What older versions did not have is left out where it is as it was then.

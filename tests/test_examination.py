@@ -59,5 +59,6 @@ def test_the_digest_goes_by_what_decides_the_verdicts() -> None:
         Examination.parse({"workers": {"num": 7}, "storage": {"path": "/x"}, "data": {"root": "/y"}}).digest() == digest
     )
     assert Examination.parse({"seed": 1}).digest() != digest
-    assert Examination.parse({"shard": 7}).digest() != digest, "batches decide rounding"
+    assert Examination.parse({"batch_size": 7}).digest() != digest, "batches decide rounding"
+    assert Examination.parse({"shard": 7}).digest() == digest, "other workers go on with other shards"
     assert Examination.parse({"attacks": ["square"]}).digest() != digest

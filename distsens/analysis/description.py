@@ -70,8 +70,11 @@ class Analysis(Section):
     )
     output: str | None = Field(None, description="Folder that also gets the report, its figures and its tables.")
     seed: Count = Field(0, ge=0, lt=2**31, description="Decides random starts, noise and random sets of neurons.")
-    shard: Count = Field(
-        100, ge=1, description="Images that a worker takes at a time; part of what decides the result."
+    shard: Count | None = Field(
+        None,
+        ge=1,
+        description="Images that a worker takes at a time, which decides the last bits of the sums. Default: several "
+        "shards a worker.",
     )
     batch_size: Count = Field(16, ge=1, description="Pairs in a forward or backward pass: memory grows with it.")
     workers: Workers = Workers()

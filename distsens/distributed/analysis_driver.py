@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 import ray
 
 from distsens.analysis import (
+    Analysis,
     Findings,
     Intervened,
     InterventionPlan,
@@ -29,6 +30,7 @@ from distsens.distributed.endings import MLFLOW_STATUS, Status, explain, finish
 from distsens.distributed.examination_driver import ended_whatever_happens, name_after
 from distsens.distributed.examiners import share_split
 from distsens.distributed.provenance import provenance_tags
+from distsens.distributed.shards import share_out_batches
 from distsens.distributed.signals import ignore_signals, signals_interrupt
 from distsens.report.analysis import AnalysisSummary, AnalysisView, Report, build_report
 from distsens.storage import Place, open_place
@@ -153,7 +155,7 @@ def _analyse(checked: CheckedAnalysis, name: str, view: AnalysisView) -> _Found:
         view.say,
     )
     models = range(len(checked.names))
-    shards = _shards(models, len(checked.split), analysis.shard)
+    shards = _shards(models, analysis, len(checked.split))
     measured = _merged(view.count("measuring", analysts.measure(shards, _SECONDS_BETWEEN_LOOKS), len(shards)))
     found = [ModelFindings(name, measured[model]) for model, name in enumerate(checked.names)]
     if analysis.ablation.images:
@@ -168,12 +170,9 @@ def _analyse(checked: CheckedAnalysis, name: str, view: AnalysisView) -> _Found:
     return _Found(found, _matches(checked, analysts, view))
 
 
-def _shards(models: Sequence[int], images: int, size: int) -> dict[Shard, range]:
-    return {
-        (model, number): range(number * size, min((number + 1) * size, images))
-        for model in models
-        for number in range(-(-images // size))
-    }
+def _shards(models: Sequence[int], analysis: Analysis, images: int) -> dict[Shard, range]:
+    parts = share_out_batches(images, analysis.workers.num, analysis.batch_size, analysis.shard)
+    return {(model, number): part for model in models for number, part in enumerate(parts)}
 
 
 def _intervene(checked: CheckedAnalysis, analysts: Analysts, found: list[ModelFindings], view: AnalysisView) -> None:
@@ -193,7 +192,7 @@ def _intervene(checked: CheckedAnalysis, analysts: Analysts, found: list[ModelFi
             analysis.batch_size,
         )
     chosen = set(representatives(checked.split.labels, settings.images).tolist())
-    measured = _shards(range(len(found)), len(checked.split), analysis.shard)
+    measured = _shards(range(len(found)), analysis, len(checked.split))
     some = {shard: [row for row in rows if row in chosen] for shard, rows in measured.items()}
     shards = {shard: rows for shard, rows in some.items() if rows}
     done = view.count("intervening", analysts.intervene(shards, plans, _SECONDS_BETWEEN_LOOKS), len(shards))

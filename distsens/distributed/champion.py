@@ -13,6 +13,7 @@ from distsens.distributed.examination_preflight import check_examination, pool
 from distsens.distributed.examiners import Assignment, Examiners, share_split
 from distsens.distributed.preflight import Checked, check
 from distsens.distributed.runs import find_run
+from distsens.distributed.shards import largest_shard, share_out
 from distsens.distributed.signals import Caught
 from distsens.distributed.sweep_record import StoredSweep
 from distsens.distributed.trial import last_training
@@ -25,7 +26,6 @@ from distsens.storage import RUN_FILE
 from distsens.tracking import TrackedRun
 
 _ALIAS = "champion"
-_SHARD = 20
 _SECONDS_BETWEEN_LOOKS = 0.5
 
 
@@ -72,7 +72,6 @@ def _autoattack(sweep: Searched, trial: TrialState, images: int) -> float:
             "model": {"address": address},
             "data": {"split": "validation", "limit": images},
             "attacks": ["autoattack"],
-            "shard": _SHARD,
             "seed": plan.base.seed,
             # All that the cluster holds: no trial trains now.
             "workers": plan.base.workers.model_dump(mode="json") | {"num": sweep.at_a_time * plan.base.workers.num},
@@ -93,7 +92,9 @@ def _autoattack(sweep: Searched, trial: TrialState, images: int) -> float:
         *share_split(pool(checked.dataset, checked.examination.data.split)),
     )
     rows = list(checked.rows)
-    shards = {start: rows[start : start + _SHARD] for start in range(0, len(rows), _SHARD)}
+    workers = checked.examination.workers
+    largest = largest_shard(workers, checked.examination.batch_size)
+    shards = dict(enumerate(share_out(rows, workers.num, largest)))
     with closing(Examiners(assignment, sweep.view.say)) as examiners:
         found: list[Ledger] = []
         for one in examiners.examine(shards, _SECONDS_BETWEEN_LOOKS):

@@ -7,7 +7,7 @@ import re
 import secrets
 import shlex
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
@@ -20,6 +20,7 @@ from distsens.distributed.examination_preflight import CheckedExamination, pool
 from distsens.distributed.examiners import Assignment, Examiners, share_split
 from distsens.distributed.places import followed, pinned
 from distsens.distributed.provenance import package_versions, provenance_tags
+from distsens.distributed.shards import largest_shard, share_out
 from distsens.distributed.signals import ignore_signals, signals_interrupt
 from distsens.errors import InputError
 from distsens.evaluation import (
@@ -48,6 +49,7 @@ _CHECKS_FILE = "checks.json"
 _FORMAT = 1
 _SECONDS_BETWEEN_LOOKS = 0.5
 _LONGEST_NAME = 100
+_PAIRS = re.compile(r"/pairs-(\d+)\.npz$")
 
 
 @dataclass(frozen=True)
@@ -370,15 +372,13 @@ def _judge(
     ``began`` is when it would have begun if its sessions followed one another without a pause.
     """
     examination, dataset = checked.examination, checked.dataset
-    rows, size = checked.rows, examination.shard
-    count = len(rows)
-    shards = {
-        number: rows[number * size : (number + 1) * size] for number in range(-(-count // size)) if number not in done
-    }
+    shards = shards_left(checked, done)
     if examination.examples is not None:
-        write_json(open_place(examination.examples), f"{stored.name}/{PAIRS_FILE}", _of_pairs(checked))
-    view.begin(count, sum(len(ledger) for ledger in done.values()))
-    _check_finite(done, count)
+        pairs = open_place(examination.examples)
+        write_json(pairs, f"{stored.name}/{PAIRS_FILE}", _of_pairs(checked))
+        forget_pairs(pairs, stored.name, done)
+    view.begin(len(checked.rows), sum(len(ledger) for ledger in done.values()))
+    _check_finite(done, len(checked.rows))
     diagnose = examination.diagnostics and checks is None
     if not shards and not diagnose:
         return checks
@@ -413,6 +413,23 @@ def _check_finite(done: dict[int, Ledger], images: int) -> None:
     """End an evaluation of which it is certain that too many of all its images have logits that are not finite."""
     if (line := too_many_not_finite(sum(ledger.not_finite for ledger in done.values()), images)) is not None:
         raise EndedError(line)
+
+
+def shards_left(checked: CheckedExamination, done: Mapping[int, Ledger]) -> dict[int, list[int]]:
+    """By number the rows of the judged images that no ledger has yet; those that are done may be of shards of another size."""
+    examination = checked.examination
+    judged = {int(image) for ledger in done.values() for image in ledger.rows["image"]}
+    left = [row for row in checked.rows if int(checked.numbers[row]) not in judged]
+    largest = largest_shard(examination.workers, examination.batch_size)
+    first = max(done, default=-1) + 1
+    return dict(enumerate(share_out(left, examination.workers.num, largest, examination.shard), first))
+
+
+def forget_pairs(pairs: Place, name: str, done: Mapping[int, Ledger]) -> None:
+    """Delete pairs whose shard was not finished: its images are judged anew, perhaps in another one."""
+    for key in pairs.keys(name):
+        if (number := _PAIRS.search(key)) is not None and int(number[1]) not in done:
+            pairs.delete(key)
 
 
 def _of_pairs(checked: CheckedExamination) -> dict[str, Any]:

@@ -19,8 +19,10 @@ from distsens.distributed.examination_driver import (
     command_to_resume,
     ended_whatever_happens,
     find_evaluation,
+    forget_pairs,
     model_of,
     name_after,
+    shards_left,
 )
 from distsens.distributed.examination_preflight import CheckedExamination
 from distsens.errors import InputError
@@ -232,3 +234,30 @@ def test_too_many_images_without_finite_logits_end_an_evaluation_as_soon_as_they
     else:
         examination_driver._judge(*arguments)
         assert judged == [0, 1, 2, 3]
+
+
+def part(*images: int) -> Ledger:
+    return Ledger.of({"image": images, "broken_by": [None] * len(images)})
+
+
+def test_a_ledger_of_other_shards_is_gone_on_with_by_any_number_of_workers() -> None:
+    numbers = tuple(range(0, 60, 2))
+    now = checked().examination
+    data = now.data.model_copy(update={"limit": 100, "images": numbers})
+    for workers in (1, 2, 5):
+        examination = now.model_copy(update={"data": data, "workers": Workers(num=workers)})
+        done = {0: part(*numbers[:10]), 4: part(*numbers[20:23])}
+        left = shards_left(checked(examination=examination), done)
+        assert [image for shard in left.values() for image in shard] == [*numbers[10:20], *numbers[23:]]
+        assert min(left) == 5, "no ledger is written over"
+        assert len(left) >= 2 * workers
+    done[5] = part(*numbers[10:20], *numbers[23:])
+    assert shards_left(checked(examination=examination), done) == {}
+
+
+def test_pairs_of_shards_that_were_not_finished_are_forgotten(tmp_path: Path) -> None:
+    pairs = open_place(str(tmp_path))
+    for name in ("a/pairs-00000.npz", "a/pairs-00007.npz", "a/pairs.json", "b/pairs-00007.npz"):
+        pairs.put(name, b"")
+    forget_pairs(pairs, "a", {0: part(1)})
+    assert pairs.keys() == ["a/pairs-00000.npz", "a/pairs.json", "b/pairs-00007.npz"]
