@@ -405,7 +405,7 @@ def _judge(
             stored.keep(number, ledger, time.monotonic() - began)
             done[number] = ledger
         view.judged(Ledger.join(list(done.values())) if done else None)
-        _check_finite(done, count)
+        _check_finite(done, len(checked.rows))
     return checks
 
 
@@ -416,7 +416,7 @@ def _check_finite(done: dict[int, Ledger], images: int) -> None:
 
 
 def shards_left(checked: CheckedExamination, done: Mapping[int, Ledger]) -> dict[int, list[int]]:
-    """By number the rows of the judged images that no ledger has yet; those that are done may be of shards of another size."""
+    """By number the rows of images that no ledger has yet, which may be of shards of another size."""
     examination = checked.examination
     judged = {int(image) for ledger in done.values() for image in ledger.rows["image"]}
     left = [row for row in checked.rows if int(checked.numbers[row]) not in judged]

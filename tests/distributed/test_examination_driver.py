@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -236,28 +237,29 @@ def test_too_many_images_without_finite_logits_end_an_evaluation_as_soon_as_they
         assert judged == [0, 1, 2, 3]
 
 
-def part(*images: int) -> Ledger:
-    return Ledger.of({"image": images, "broken_by": [None] * len(images)})
+def part(of: CheckedExamination, rows: Sequence[int]) -> Ledger:
+    return Ledger.of({"image": of.numbers[list(rows)].tolist(), "broken_by": [None] * len(rows)})
 
 
 def test_a_ledger_of_other_shards_is_gone_on_with_by_any_number_of_workers() -> None:
-    numbers = tuple(range(0, 60, 2))
+    rows = tuple(range(0, 60, 2))
     now = checked().examination
-    data = now.data.model_copy(update={"limit": 100, "images": numbers})
+    data = now.data.model_copy(update={"limit": 100, "images": rows})
     for workers in (1, 2, 5):
         examination = now.model_copy(update={"data": data, "workers": Workers(num=workers)})
-        done = {0: part(*numbers[:10]), 4: part(*numbers[20:23])}
-        left = shards_left(checked(examination=examination), done)
-        assert [image for shard in left.values() for image in shard] == [*numbers[10:20], *numbers[23:]]
+        one = checked(examination=examination, split=load_judged(examination, None)[1])
+        done = {0: part(one, rows[:10]), 4: part(one, rows[20:23])}
+        left = shards_left(one, done)
+        assert [row for shard in left.values() for row in shard] == [*rows[10:20], *rows[23:]]
         assert min(left) == 5, "no ledger is written over"
         assert len(left) >= 2 * workers
-    done[5] = part(*numbers[10:20], *numbers[23:])
-    assert shards_left(checked(examination=examination), done) == {}
+    done[5] = part(one, [*rows[10:20], *rows[23:]])
+    assert shards_left(one, done) == {}
 
 
 def test_pairs_of_shards_that_were_not_finished_are_forgotten(tmp_path: Path) -> None:
     pairs = open_place(str(tmp_path))
     for name in ("a/pairs-00000.npz", "a/pairs-00007.npz", "a/pairs.json", "b/pairs-00007.npz"):
         pairs.put(name, b"")
-    forget_pairs(pairs, "a", {0: part(1)})
+    forget_pairs(pairs, "a", {0: part(checked(), [1])})
     assert pairs.keys() == ["a/pairs-00000.npz", "a/pairs.json", "b/pairs-00007.npz"]
