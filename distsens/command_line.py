@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields, make_dataclass
@@ -65,11 +66,14 @@ def _beside(fields: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, 
 
 def _value(text: str) -> Any:
     try:
-        return load_yaml(text)
+        value = load_yaml(text)
     except DuplicateKeyError as error:
         raise InputError("command line", text, str(error)) from None
     except (yaml.YAMLError, ValueError):  # ValueError: it looks like a date or a number, but is none
         return text
+    # Of plain text YAML would take "#2" in "net #2.pt" for a comment, and "a: b" for fields.
+    plain = isinstance(value, str | dict) and not text.lstrip().startswith(("'", '"', "{", "|", ">", "!", "&"))
+    return text if plain else value
 
 
 def as_lists(fields: Mapping[str, Any], shape: Mapping[str, Any]) -> dict[str, Any]:
@@ -87,9 +91,11 @@ def as_lists(fields: Mapping[str, Any], shape: Mapping[str, Any]) -> dict[str, A
 def take_options(kind: type[T], flags: dict[str, Any]) -> T:
     """Take a job's own options out of ``flags``: the fields of a dataclass.
 
-    A bool takes no value, a tuple one or several, and everything else one.
+    A bool takes no value, a tuple one or several, and everything else one. A section of an option's name, as ``model``
+    beside ``model.mean``, is no option and stays.
     """
-    given = {field.name: flags.pop(field.name) for field in fields(kind) if field.name in flags}
+    names = [field.name for field in fields(kind)]
+    given = {name: flags.pop(name) for name in names if not isinstance(flags.get(name, {}), Mapping)}
     for name, value in given.items():
         default = getattr(kind, name)
         if isinstance(default, tuple):
@@ -135,6 +141,7 @@ def show_help(description: str, *parts: object) -> NoReturn:
     """Print the flags of all parts (a job's options, an experiment), with defaults and one line on each; exit 0."""
     import tyro
 
+    description = re.sub(r"\n(?=python )", "\n\n", description)  # lines of one paragraph would be run together
     members = [(f"part{n}", Annotated[type(part), tyro.conf.arg(name="")]) for n, part in enumerate(parts)]
     command = make_dataclass("command", members)
     tyro.cli(command, default=command(*parts), description=description, args=["--help"])

@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 
 class InputError(ValueError):
     """A value that the user gave and that cannot work: says which field, the value, and what is allowed.
 
-    The jobs print it as one line and exit with code 2. Nothing has been started or written when it is raised.
+    The jobs print it as one line and exit with code 2. Nothing has been started or written when it is raised. Parts of
+    it come from files of others, so what is no printable character, as the codes that steer a terminal, is escaped.
     """
 
     def __init__(self, field: str, value: object, allowed: str) -> None:
-        super().__init__(f"{field}: got {value!r}; {allowed}")
+        super().__init__(printable(f"{field}: got {value!r}; {allowed}"))
         self.field = field
         self.value = value
-        self.allowed = allowed
+        self.allowed = printable(allowed)
 
     def __reduce__(self) -> tuple[type[InputError], tuple[str, object, str]]:
         return type(self), (self.field, self.value, self.allowed)
@@ -52,3 +53,21 @@ def said(problem: BaseException) -> str:
     kind = f"{type(problem).__name__}: {words}" if words else type(problem).__name__
     frames = traceback.extract_tb(problem.__traceback__)
     return f"{kind}, {frames[-1].filename}:{frames[-1].lineno}" if frames else kind
+
+
+def printable(text: str) -> str:
+    """The text in one line without codes that steer a terminal: every other character as Python writes it."""
+    if text.isprintable():
+        return text
+    return "".join(one if one.isprintable() else one.encode("unicode_escape").decode("ascii") for one in text)
+
+
+@contextmanager
+def renamed(fields: Mapping[str, str]) -> Iterator[None]:
+    """Refusals of the block under the names of the fields that were given: ``{"storage.path": "examples"}``."""
+    try:
+        yield
+    except InputError as error:
+        if error.field not in fields:
+            raise
+        raise InputError(fields[error.field], error.value, error.allowed) from error

@@ -38,10 +38,13 @@ class JudgedModel(Section):
 
     address: str = Field(
         "",
-        description="A run, checkpoint or published model (a folder or s3://), runs:/..., models:/..., or a "
-        ".safetensors, .pt or .pth file of weights.",
+        description="A run, checkpoint or published model (a folder or s3://), runs:/..., models:/..., or a file of "
+        "weights, perhaps with its own factory: net.pt@my_models:net.",
     )
-    factory: str | None = Field(None, description="File of weights: its catalogue name or package.module:function.")
+    factory: str | None = Field(
+        None,
+        description="Files of weights: the catalogue name or package.module:function of those that name none behind @.",
+    )
     small_images: bool = Field(False, description="File of weights of a torchvision model with the small-image stem.")
     mean: PerChannel | None = Field(None, description="File of weights: subtracted from each channel.")
     std: PerChannel | None = Field(None, description="File of weights: each channel is divided by it.")
@@ -109,7 +112,9 @@ class Examination(Section):
     )
     pgd: GradientSteps = Field(GradientSteps(), description="PGD, its margin variant and MIM.")
     transfer: str | None = Field(
-        None, description="transfer: address of the model that examples are made on; weights are of the judged network."
+        None,
+        description="transfer: address of the model that examples are made on; weights are of the judged network, "
+        "unless they name another: net.pt@my_models:net.",
     )
     every_attack: bool = Field(False, description="Run each attack on all images, not only on those still standing.")
     eps_curve: tuple[Number, ...] = Field((), description="Also measure robust accuracy at these radii (apgd-ce).")

@@ -120,7 +120,7 @@ class Model(Section):
     )
     weights: Path | None = Field(
         None,
-        description="Initial weights: a .safetensors, .pt or .pth file that every worker can read; default random.",
+        description="Initial weights: a file that every worker can read, or its entry as FILE#ENTRY; default random.",
     )
     weights_sha256: str | None = Field(
         None, pattern=r"^[0-9a-f]{64}$", description="SHA-256 that the file of weights must have; a run fills it in."
@@ -379,7 +379,10 @@ class Experiment(Section):
                 del fields["data"][name]
         # A file's content decides, wherever it lies.
         if self.model.weights_sha256 is not None:
-            del fields["model"]["weights"]
+            from distsens.models import split_part  # here, because torch takes seconds to import
+
+            _, part = split_part(fields["model"].pop("weights") or "")
+            fields["model"] |= {} if part is None else {"part": part}
         del fields["data"]["extra" if self.data.extra_sha256 is not None else "extra_sha256"]
         return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()
 

@@ -5,6 +5,7 @@ Give it a run of ours, and it takes data and threat from the training; several m
 python jobs/analyze.py --model runs/mnist-sns-20260102-030405-abcd --data.limit 1000
 python jobs/analyze.py --model RUN_A RUN_B RUN_C --names standard pgd_at sns --output analysis
 python jobs/analyze.py --model net.pt --factory my_models:net --data.name cifar10 --threat.norm linf --threat.eps 8/255
+python jobs/analyze.py --model a.pt@nets:small b.pt@nets:large --model.mean 0.1307 --model.std 0.3081 --data.name mnist
 python jobs/analyze.py --model RUN --pairs FOLDER          # pairs of jobs/evaluate.py --save-examples FOLDER
 """
 
@@ -34,10 +35,11 @@ from distsens.experiment import merge
 class Options:
     """What the job does with the analysis."""
 
-    model: str | None = None
-    """What is analysed: an address as of model.address; several are set side by side."""
+    model: tuple[str, ...] = ()
+    """What is analysed: an address as of model.address; several are set side by side. Weights may name a factory each:
+    --model a.pt@nets:small b.pt@nets:large."""
     factory: str | None = None
-    """The same as --model.factory."""
+    """The same as --model.factory: of all weights that name none themselves."""
     summary: str | None = None
     """Write the result to this file as JSON."""
     dry_run: bool = False

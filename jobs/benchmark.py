@@ -10,11 +10,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from distsens.command_line import check_output, parse_flags, run_job, show_help
+from distsens.command_line import as_lists, check_output, parse_flags, run_job, show_help
 from distsens.errors import InputError
 from distsens.experiment import Data, Experiment, Precision
 
@@ -48,7 +48,7 @@ class Options:
     """Write the result to this file as JSON."""
     figure: str | None = None
     """Draw the result into this file (png, svg or pdf)."""
-    data: Data = Data()  # noqa: RUF009 (it is frozen)
+    data: Data = field(default_factory=Data)
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -66,8 +66,8 @@ def main(arguments: Sequence[str]) -> int:
         raise InputError("device", options.device, "PyTorch finds no GPU here; take cpu")
     torch.set_num_threads(options.threads)
     console = Console()
-    environment = describe_environment(torch.device(options.device))
     findings, skipped = _measure(options, console)
+    environment = describe_environment(torch.device(options.device))
     if options.quick:
         findings = [replace(finding, target=None) for finding in findings]
     settings = {**asdict(options), "data": options.data.model_dump(mode="json")}
@@ -165,7 +165,8 @@ def _options(flags: dict[str, Any]) -> Options:
     if "figure" in flags:
         suffix = Path(flags["figure"]).suffix
         _check("figure", flags["figure"], suffix in (".png", ".svg", ".pdf"), "it must end in .png, .svg or .pdf")
-    data = Experiment.parse({"data": flags.pop("data", {})}).data
+    fields = as_lists({"data": flags.pop("data", {})}, Experiment().model_dump(mode="json"))
+    data = Experiment.parse(fields).data
     return Options(**flags, data=data)
 
 

@@ -4,14 +4,16 @@ Give it a run of ours, and it takes data and threat from the training; anything 
 
 python jobs/evaluate.py --model runs/mnist-sns-20260102-030405-abcd --data.limit 1000 --claim claim.json
 python jobs/evaluate.py --model net.pt --factory my_models:net --data.name cifar10 --threat.norm linf --threat.eps 8/255
+python jobs/evaluate.py --model a.pt@nets:small b.pt@nets:large --model.mean 0.1307 --model.std 0.3081 --data.name mnist
 python jobs/evaluate.py --verify claim.json --model runs/mnist-sns-20260102-030405-abcd --data.limit 100
 """
 
 from __future__ import annotations
 
 import json
+import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,7 +27,7 @@ from distsens.command_line import (
     take_addresses,
     take_options,
 )
-from distsens.errors import InputError
+from distsens.errors import InputError, renamed
 from distsens.examination import Examination
 from distsens.experiment import Experiment, merge
 
@@ -41,10 +43,11 @@ if TYPE_CHECKING:
 class Options:
     """What the job does with the examination."""
 
-    model: str | None = None
-    """What is judged: an address as of model.address; several side by side, one recipe's seeds with their mean."""
+    model: tuple[str, ...] = ()
+    """What is judged: an address as of model.address; several side by side, one recipe's seeds with their mean. Weights
+    may name a factory each: --model a.pt@nets:small b.pt@nets:large."""
     factory: str | None = None
-    """The same as --model.factory."""
+    """The same as --model.factory: of all weights that name none themselves."""
     resume: tuple[str, ...] = ()
     """Continue this evaluation (name, path or s3:// address) after its last finished shard; of several models
     all that have begun, and the others by --model, which are judged as the first is."""
@@ -69,9 +72,10 @@ def main(arguments: Sequence[str]) -> int:
     models = take_addresses(flags)
     options = take_options(Options, flags)
     changes = as_lists(flags, Examination().model_dump(mode="json"))
-    for name, section in (("factory", "model"), ("save_examples", "")):
-        if (value := getattr(options, name)) is not None:
-            changes = merge(changes, {section: {name: value}} if section else {"examples": value})
+    if options.factory is not None:
+        changes = merge(changes, {"model": {"factory": options.factory}})
+    if options.save_examples is not None:
+        changes = merge(changes, {"examples": options.save_examples})
     for name, path in (("claim", options.claim), ("summary", options.summary)):
         if path is not None:
             check_output(name, path)
@@ -79,7 +83,8 @@ def main(arguments: Sequence[str]) -> int:
         raise InputError("model", [*options.resume, *models], "one model, for a claim")
     if not options.resume and not models:
         raise InputError("model", None, "name one: a run, a checkpoint, runs:/..., models:/... or a file of weights")
-    return _evaluate(options, models, changes)
+    with renamed({} if options.save_examples is None else {"examples": "save_examples"}):
+        return _evaluate(options, models, changes)
 
 
 def _evaluate(options: Options, models: Sequence[str], changes: dict[str, Any]) -> int:
@@ -99,7 +104,7 @@ def _evaluate(options: Options, models: Sequence[str], changes: dict[str, Any]) 
     )
     from distsens.distributed.examination_preflight import check_examination
     from distsens.distributed.preflight import storage_url
-    from distsens.distributed.verification import check_judges_claim, fields_to_verify, read_claim
+    from distsens.distributed.verification import check_judges_claim, read_claim
     from distsens.evaluation import Verification
     from distsens.report import EvaluationView, checking, show_evaluation, show_models, summary_document
     from distsens.tracking import check_run
@@ -114,9 +119,7 @@ def _evaluate(options: Options, models: Sequence[str], changes: dict[str, Any]) 
         check_further(begun, models)
         if claim is not None:
             check_judges_claim(claim, begun[0].examination, begun[0].name)
-    fields = [merge(stored.examination.model_dump(mode="json"), changes) for stored in begun]
-    base = fields[0] if begun else changes if claim is None else fields_to_verify(claim, changes)
-    fields += [merge(base, {"model": {"address": model}}) for model in models]
+    fields = _fields(changes, [stored.examination for stored in begun], models, claim)
     resumed = [*begun, *(None for _ in models)]
     examinations = [Examination.parse(one) for one in fields]
     chosen = examinations[0].data.images
@@ -157,7 +160,9 @@ def _evaluate(options: Options, models: Sequence[str], changes: dict[str, Any]) 
         if summary.message is not None or ledger is None:
             print(f"{summary.status}: {summary.message}", file=sys.stderr)
             command = command_to_resume([one.storage for one in summaries], resumed, checked)
-            print(f"resume with: {command}", file=sys.stderr)
+            written = {"--claim": options.claim, "--verify": options.verify, "--summary": options.summary}
+            further = [word for flag, path in written.items() if path is not None for word in (flag, path)]
+            print(f"resume with: {shlex.join([*command, *further])}", file=sys.stderr)
             _write(options.summary, summary_document(summaries, len(checked)))
             return code
         if options.claim is not None and identity is not None:
@@ -175,6 +180,26 @@ def _show(console: Console, verification: Verification) -> None:
     for notice in verification.notices:
         console.print(f"notice: {notice}", markup=False, highlight=False, soft_wrap=True)
     console.print(verification.sentence, style="bold", markup=False, highlight=False, soft_wrap=True)
+
+
+def _fields(
+    changes: Mapping[str, Any], begun: Sequence[Examination], models: Sequence[str], claim: dict[str, Any] | None
+) -> list[dict[str, Any]]:
+    """Fields of every examination: those that have begun, with the changes on top, then one like the first a model."""
+    from distsens.distributed.verification import fields_to_verify
+    from distsens.evaluation import said_of
+
+    addresses = [*(one.model.address for one in begun), *models]
+    said = changes.get("model", {})
+    changes = {name: value for name, value in changes.items() if name != "model"}
+    fields = []
+    for one in begun:
+        model = said_of(one.model.address, said, addresses)
+        fields.append(merge(one.model_dump(mode="json"), {**changes, "model": model}))
+    base = fields[0] if begun else changes if claim is None else fields_to_verify(claim, changes)
+    said = {**base.get("model", {}), **said}
+    fields += [{**base, "model": said_of(model, said, addresses)} for model in models]
+    return fields
 
 
 def _write(path: str | None, document: object) -> None:

@@ -59,7 +59,10 @@ def main(arguments: Sequence[str]) -> int:
         raise InputError("protect", options.protect, "only with --prune")
     if options.prune is not None and not (options.prune.isdecimal() and int(options.prune) >= 1):
         raise InputError("prune", options.prune, "how many models stay: a whole number, 1 or more")
+    return _look_after(options, experiment)
 
+
+def _look_after(options: Options, experiment: Experiment) -> int:
     from distsens.distributed.preflight import storage_url
     from distsens.storage import open_place
 

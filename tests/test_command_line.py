@@ -87,6 +87,10 @@ def test_flags_say_what_a_recipe_with_the_same_fields_says(
         ("2026-02-30", "2026-02-30"),
         ("0b_", "0b_"),
         ("!thing", "!thing"),
+        ("my net #2.pt", "my net #2.pt"),
+        ("a: b.pt", "a: b.pt"),
+        ("{a: 1}", {"a": 1}),
+        ("net.pt@nets:small", "net.pt@nets:small"),
     ],
 )
 def test_a_value_is_read_as_in_a_recipe_and_else_as_text(written: str, value: object) -> None:
@@ -262,6 +266,9 @@ def test_an_option_takes_no_value_one_or_several_as_its_default_says() -> None:
 
     assert take_options(Options, {"resume": "a"}) == Options(resume=("a",))
     assert take_options(Options, {"resume": ["a", "b"], "dry_run": True}) == Options(("a", "b"), None, True)
+    flags = {"claim": {"a": 1}, "resume": "a"}
+    assert take_options(Options, flags) == Options(resume=("a",))
+    assert flags == {"claim": {"a": 1}}, "a section is no option"
     for wrong, says in (
         ({"resume": True}, "resume: got True; it takes a value, or several"),
         ({"claim": ["a", "b"]}, "it takes one value"),

@@ -6,7 +6,8 @@ import io
 import re
 import zipfile
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -16,13 +17,16 @@ from distsens.analysis.description import Analysis
 from distsens.analysis.measurement import MeasurementPlan
 from distsens.attacks import AttackName, GradientAttack, Threat, attack_named
 from distsens.data import ImageSet
-from distsens.errors import InputError
+from distsens.errors import InputError, renamed
+from distsens.examination import JudgedData
+from distsens.experiment import validate
 from distsens.sensitivity import match_layers
 from distsens.storage import Place, open_place, read_json
 
 _TAKE_STEPS = ("pgd", "cw_pgd", "bim", "mim")
 _SHARD = re.compile(r"(?:.*/)?pairs-\d+\.npz")
 _ABOUT = "pairs.json"
+_OF_DATA = ("name", "split", "root", "image_size", "classes")
 _FIELDS = ("images", "adversarial", "labels", "image")
 
 
@@ -93,6 +97,8 @@ class PairsFolder:
 
     threat, model_sha256 : the ball that they lie in, and the model that they fool; None where an earlier version did
         not store them.
+    data : name, split and, where they were said, place and size of the images that they are of, as fields of
+        `JudgedData`.
     """
 
     address: str
@@ -100,12 +106,17 @@ class PairsFolder:
     keys: tuple[str, ...]
     threat: Threat | None
     model_sha256: str | None
+    data: dict[str, Any] = field(default_factory=dict)
 
 
 def find_pairs(address: str) -> PairsFolder:
     """The pairs of the one evaluation that are at an address, or below."""
-    place = open_place(address)
-    keys = [key for key in place.keys("") if _SHARD.fullmatch(key)]
+    try:
+        with renamed({"storage.path": "pairs"}):
+            place = open_place(address)
+        keys = [key for key in place.keys("") if _SHARD.fullmatch(key)]
+    except OSError as error:
+        raise InputError("pairs", address, f"cannot be read: {' '.join(str(error).split())}") from None
     if not keys:
         raise InputError("pairs", address, "no pairs-*.npz, which jobs/evaluate.py --save-examples writes, are there")
     folders = sorted({key.rpartition("/")[0] for key in keys})
@@ -117,8 +128,10 @@ def find_pairs(address: str) -> PairsFolder:
     try:
         said = read_json(place, about)
         threat = Threat(said["threat"]["norm"], said["threat"]["eps"])
-        return PairsFolder(address, place, tuple(keys), threat, str(said["model"]["sha256"]))
-    except (OSError, ValueError, KeyError, TypeError):
+        data = {name: value for name, value in said.get("data", {}).items() if name in _OF_DATA}
+        validate(JudgedData, data)
+        return PairsFolder(address, place, tuple(keys), threat, str(said["model"]["sha256"]), data)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         raise InputError("pairs", address, f"its {_ABOUT} is damaged") from None
 
 

@@ -8,7 +8,7 @@ from typing import Any, Literal
 from pydantic import Field
 
 from distsens.attacks import AttackName
-from distsens.evaluation import is_weights_file
+from distsens.evaluation import said_of
 from distsens.examination import Examination, GradientSteps, JudgedData, JudgedModel, JudgedThreat
 from distsens.experiment import Count, Number, Section, StoragePlace, Tracking, Workers, merge, validate
 from distsens.sensitivity import Replacement
@@ -42,7 +42,9 @@ class Analysis(Section):
     """Everything that decides an analysis."""
 
     model: JudgedModel = JudgedModel()
-    others: tuple[str, ...] = Field((), description="Addresses of further models, side by side with the first.")
+    others: tuple[str, ...] = Field(
+        (), description="Addresses of further models, side by side with the first; see model.address."
+    )
     names: tuple[str, ...] = Field((), description="What to call the models in the report, in the same order.")
     data: JudgedData = JudgedData()
     threat: JudgedThreat = JudgedThreat()
@@ -94,7 +96,7 @@ class Analysis(Section):
     def examination(self, address: str) -> Examination:
         """The same model, data and threat as an examination: all that can be checked of one, can be here."""
         return Examination(
-            model=self._judged(address),
+            model=JudgedModel(**said_of(address, self.model.model_dump(exclude={"address"}), self.addresses)),
             data=self.data,
             threat=self.threat,
             attacks=("pgd",),
@@ -105,13 +107,6 @@ class Analysis(Section):
             storage=self.storage,
             tracking=self.tracking,
         )
-
-    def _judged(self, address: str) -> JudgedModel:
-        """A model; what is said of files of weights is said of all of them, and of no run beside them."""
-        if not any(is_weights_file(one) for one in self.addresses):
-            return self.model if address == self.model.address else JudgedModel(address=address)
-        said = self.model.model_dump(exclude={"address"}) if is_weights_file(address) else {}
-        return JudgedModel(address=address, **said)
 
     def completed(self, examination: Examination) -> Analysis:
         """The same analysis, with what it leaves out of data and threat taken from a completed examination."""

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -23,9 +24,9 @@ from distsens.analysis import (
 from distsens.attacks import Threat
 from distsens.data import ImageSet
 from distsens.distributed.examination_preflight import CheckedExamination, check_examination, check_radius
-from distsens.errors import InputError, refusing
+from distsens.errors import InputError, refusing, renamed
 from distsens.evaluation import Subject
-from distsens.examination import JudgedThreat
+from distsens.examination import JudgedData, JudgedThreat
 from distsens.sensitivity import neuron_counts
 from distsens.storage import Place, open_place
 from distsens.suite import build_threat
@@ -73,6 +74,8 @@ def check_analysis(analysis: Analysis, tell: Callable[[str], None] = lambda _: N
     folder = None if analysis.pairs is None else find_pairs(analysis.pairs)
     if folder is not None and folder.threat is not None:
         analysis = analysis.model_copy(update={"threat": _threat_of_pairs(analysis, folder.threat)})
+    if folder is not None:
+        analysis = analysis.model_copy(update={"data": _data_of_pairs(analysis, folder.data)})
     examinations: list[CheckedExamination] = []
     for address in analysis.addresses:
         examinations.append(check_examination(analysis.examination(address), tell))
@@ -99,7 +102,8 @@ def check_analysis(analysis: Analysis, tell: Callable[[str], None] = lambda _: N
             build_plan(analysis, threat, tuple(layers[-1]), len(one.dataset.classes))
             intervened.append(intervened_layers(analysis, network, tuple(layers[-1]), example))
     if analysis.output is not None:
-        open_place(analysis.output).check_writable()
+        with renamed({"storage.path": "output"}):
+            open_place(analysis.output).check_writable()
     subjects = [one.subject for one in examinations]
     histories, faults = read_histories(subjects)
     return CheckedAnalysis(
@@ -156,6 +160,17 @@ def _threat_of_pairs(analysis: Analysis, threat: Threat) -> JudgedThreat:
         if said is not None and said != value:
             raise InputError(f"threat.{name}", said, f"the pairs were made for {threat.norm} with eps {threat.eps:g}")
     return JudgedThreat(norm=threat.norm, eps=threat.eps)
+
+
+def _data_of_pairs(analysis: Analysis, data: Mapping[str, Any]) -> JudgedData:
+    """The images that saved pairs are of, which may be said once more, but not otherwise; and where they were."""
+    said = analysis.data
+    for name, default in (("name", None), ("split", JudgedData().split)):
+        stored = data.get(name)
+        if stored is not None and getattr(said, name) not in (default, stored):
+            raise InputError(f"data.{name}", getattr(said, name), f"the pairs are of {stored}")
+    left_out = {name: value for name, value in data.items() if name == "split" or getattr(said, name) is None}
+    return said.model_copy(update=left_out)
 
 
 def read_histories(subjects: Sequence[Subject]) -> tuple[tuple[History | None, ...], list[str]]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 import secrets
-import shlex
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -22,7 +21,7 @@ from distsens.distributed.places import followed, pinned
 from distsens.distributed.provenance import package_versions, provenance_tags
 from distsens.distributed.shards import largest_shard, share_out
 from distsens.distributed.signals import ignore_signals, signals_interrupt
-from distsens.errors import InputError
+from distsens.errors import InputError, renamed
 from distsens.evaluation import (
     Check,
     Differences,
@@ -36,11 +35,11 @@ from distsens.evaluation import (
     selected_epoch,
     verify,
 )
-from distsens.examination import Examination
+from distsens.examination import Examination, JudgedData, JudgedModel
 from distsens.experiment import Experiment, merge
 from distsens.logits import too_many_not_finite
 from distsens.report import EvaluationSummary, EvaluationView, evaluation_figure
-from distsens.storage import Place, open_place, place_name, read_json, write_json
+from distsens.storage import Place, address, open_place, place_name, read_json, write_json
 from distsens.tracking import TrackedRun, without_password
 
 EVALUATION_FILE = "evaluation.json"
@@ -112,7 +111,8 @@ class StoredEvaluation:
 
 def find_evaluation(name: str, storage_url: str) -> StoredEvaluation:
     """The evaluation of that name in the storage, or the one at that path; its places are those where it was found."""
-    place = open_place(name) if "/" in name else open_place(storage_url).child(name)
+    with renamed({"storage.path": "resume"} if "/" in name else {}):
+        place = open_place(name) if "/" in name else open_place(storage_url).child(name)
     try:
         document = read_json(place, EVALUATION_FILE)
     except (OSError, ValueError):
@@ -221,12 +221,26 @@ def run_examination(
 
 def command_to_resume(
     places: Sequence[str], resumed: Sequence[StoredEvaluation | None], checked: Sequence[CheckedExamination]
-) -> str:
+) -> list[str]:
     """The command that goes on with the evaluation at the last of the places, and then with all that are left."""
     begun = [*places, *(before.place.url for before in resumed[len(places) :] if before is not None)]
-    further = [one.examination.model.address or "" for one in checked[len(begun) :]]
-    words = ["python", "jobs/evaluate.py", "--resume", *(place.removeprefix("file://") for place in begun)]
-    return shlex.join([*words, "--model", *further] if further else words)
+    words = ["python", "jobs/evaluate.py", "--resume", *map(address, begun)]
+    further = [one.examination.model for one in checked[len(begun) :]]
+    if further:
+        words += ["--model", *(model.address for model in further)]
+        words += next((said for model in further if (said := _said(model))), [])
+    return words
+
+
+def _said(model: JudgedModel) -> list[str]:
+    """Flags for what was said of a file of weights, which is the same for all of them."""
+    words = []
+    for name, value in model.model_dump(exclude={"address"}).items():
+        if value is True:
+            words.append(f"--model.{name}")
+        elif value not in (None, False):
+            words += [f"--model.{name}", *(map(repr, value) if isinstance(value, tuple) else [value])]
+    return words
 
 
 @dataclass(frozen=True)
@@ -438,11 +452,17 @@ def _of_pairs(checked: CheckedExamination) -> dict[str, Any]:
     return {
         "model": model_of(checked),
         "source_sha256": _source_sha256(checked),
-        "data": _data(checked),
+        "data": {**_data(checked), **_where(examination.data)},
         "threat": examination.threat.model_dump(mode="json"),
         "attacks": list(examination.attacks),
         "seed": examination.seed,
     }
+
+
+def _where(data: JudgedData) -> dict[str, Any]:
+    """Where the images were found and how they were read, as far as that was said."""
+    said = data.model_dump(include={"root", "image_size", "classes"}, exclude_none=True)
+    return {**said, "root": absolute_address(said["root"])} if "root" in said else said
 
 
 def _record(summary: EvaluationSummary, ledger: Ledger, tracked: TrackedRun) -> None:

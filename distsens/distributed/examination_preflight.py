@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -19,7 +20,7 @@ from distsens.attacks import Norm
 from distsens.data import SEVERITIES, Dataset, ImageSet, corrupt, representatives, to_pixels
 from distsens.distributed.cluster import check_capacity_here, job_submission_id
 from distsens.distributed.preflight import data_notices, storage_url, tracking_places
-from distsens.errors import InputError, refusing
+from distsens.errors import InputError, refusing, renamed
 from distsens.evaluation import (
     Judgement,
     Pool,
@@ -29,10 +30,11 @@ from distsens.evaluation import (
     has_gradients,
     inspect,
     is_weights_file,
+    split_factory,
 )
 from distsens.examination import Examination
 from distsens.experiment import Experiment
-from distsens.models import WEIGHTS_SUFFIXES, normalisation_of, state_of
+from distsens.models import normalisation_of, state_of
 from distsens.sensitivity import neuron_counts
 from distsens.storage import Place, open_place
 from distsens.suite import (
@@ -49,6 +51,8 @@ from distsens.tracking import check_tracking
 _INSPECTED = 64
 _CLASSES_NAMED = 5
 _WITHOUT_GRADIENTS = ("square", "transfer")
+_OF_THE_MODEL = {name: f"model.{name}" for name in ("mean", "std", "small_images")}
+_OF_EXAMPLES = {"storage.path": "examples"}
 
 
 @dataclass(frozen=True)
@@ -100,27 +104,30 @@ def check_examination(examination: Examination, tell: Callable[[str], None] = la
     storage = open_place(storage_url(places))
     uri, artifacts = tracking_places(places, storage)
     model = examination.model
-    subject = find_subject(
-        model.address,
-        factory=model.factory,
-        mean=model.mean,
-        std=model.std,
-        small_images=model.small_images,
-        tracking_uri=uri,
-    )
+    with renamed(_OF_THE_MODEL):
+        subject = find_subject(
+            model.address,
+            factory=model.factory,
+            mean=model.mean,
+            std=model.std,
+            small_images=model.small_images,
+            tracking_uri=uri,
+        )
     examination = examination.completed(subject.experiment)
     if ("transfer" in examination.attacks) != (examination.transfer is not None):
         raise InputError("transfer", examination.transfer, "names a model if, and only if, transfer is an attack")
     source = _source(examination, subject, uri)
-    examination = _placed(examination)
+    transfer, examination = examination.transfer, _placed(examination)
     dataset, split = load_judged(examination, subject.experiment, tell)
     judged = judged_split(examination.data.split, dataset)
     instead = () if judged == examination.data.split else (f"there is no test split: the {judged} images are judged",)
     examination = examination.model_copy(update={"data": examination.data.model_copy(update={"split": judged})})
     _check_radii(examination, dataset.shape)
     classes = len(dataset.classes)
-    network = subject.build(dataset.shape, classes)
-    other = None if source is None else source.build(dataset.shape, classes)
+    with renamed(_OF_THE_MODEL):
+        network = subject.build(dataset.shape, classes)
+    with _of_the_source(transfer):
+        other = None if source is None else source.build(dataset.shape, classes)
     images, labels = split.tensors()
     some = torch.from_numpy(representatives(split.labels, _INSPECTED))
     pixels = to_pixels(images[some])
@@ -139,7 +146,8 @@ def check_examination(examination: Examination, tell: Callable[[str], None] = la
         corrupt(images[slice(0, 1)], family, SEVERITIES[0], torch.zeros(1, dtype=torch.int64))
     storage.check_writable()
     if examination.examples is not None:
-        open_place(examination.examples).check_writable()
+        with renamed(_OF_EXAMPLES):
+            open_place(examination.examples).check_writable()
     check_tracking(uri, experiment=examination.tracking.experiment, artifact_root=artifacts)
     return CheckedExamination(
         examination,
@@ -163,28 +171,42 @@ def _placed(examination: Examination) -> Examination:
         if job_submission_id() is not None and "://" not in examples and not Path(examples).expanduser().is_absolute():
             allowed = "a submitted job's folder is deleted after it: name one from the root on, or s3://bucket/prefix"
             raise InputError("examples", examples, allowed)
-        examples = open_place(examples).url
+        with renamed(_OF_EXAMPLES):
+            examples = open_place(examples).url
     transfer = None if examination.transfer is None else absolute_address(examination.transfer)
     model = examination.model.model_copy(update={"address": absolute_address(examination.model.address)})
     return examination.model_copy(update={"model": model, "transfer": transfer, "examples": examples})
 
 
 def _source(examination: Examination, judged: Subject, tracking_uri: str) -> Subject | None:
-    """The model that transferred examples are made on; a file of weights is of the judged model's architecture.
+    """The model that transferred examples are made on.
 
-    It is normalised as that is, too, unless the file says itself how.
+    A file of weights that names no factory is of the judged model's architecture, and normalised as that is unless it
+    says itself how; one of another architecture is normalised as was said of files.
     """
-    address, own = examination.transfer, judged.architecture
+    address, model, own = examination.transfer, examination.model, judged.architecture
     if address is None:
         return None
-    try:
+    with _of_the_source(address):
         if not is_weights_file(address):
             return find_subject(address, tracking_uri=tracking_uri)
+        if split_factory(address)[1] is not None:
+            return find_subject(address, mean=model.mean, std=model.std, small_images=model.small_images)
         source = find_subject(address, factory=own.name, small_images=own.small_images)
-    except InputError as error:
-        raise InputError("transfer" if error.field == "model" else error.field, error.value, error.allowed) from None
-    whole = normalisation_of(state_of(source.weights, WEIGHTS_SUFFIXES[0])) is not None
+    whole = normalisation_of(state_of(source.weights, address)) is not None
     return source if whole else replace(source, architecture=own)
+
+
+@contextmanager
+def _of_the_source(address: str | None) -> Iterator[None]:
+    """What is refused of the model that examples are made on is refused of ``transfer``."""
+    try:
+        yield
+    except InputError as error:
+        if error.field == "tracking.uri":
+            raise
+        what = "" if error.field == "model" else f"{error.field} {error.value!r}: "
+        raise InputError("transfer", address, f"{what}{error.allowed}") from error
 
 
 def _baseline(examination: Examination) -> dict[str, list[float]] | None:

@@ -1,7 +1,14 @@
 """Robust accuracy of a classifier, whoever trained it: found by its address, examined, attacked, and claimed."""
 
 from distsens.evaluation.adaptive import Adaptive, Pool
-from distsens.evaluation.addresses import absolute_address, find_subject, is_weights_file, selected_epoch
+from distsens.evaluation.addresses import (
+    absolute_address,
+    find_subject,
+    is_weights_file,
+    said_of,
+    selected_epoch,
+    split_factory,
+)
 from distsens.evaluation.claim import (
     Differences,
     Verification,
@@ -67,7 +74,9 @@ __all__ = [
     "proportion",
     "relative_corruption_errors",
     "relative_mean_corruption_error",
+    "said_of",
     "selected_epoch",
+    "split_factory",
     "verify",
     "wilson",
 ]

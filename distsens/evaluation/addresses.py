@@ -8,11 +8,12 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import yaml
 
 from distsens import models
-from distsens.errors import InputError
+from distsens.errors import InputError, printable
 from distsens.evaluation.subject import Architecture, Subject
 from distsens.experiment import Experiment
 from distsens.storage import (
@@ -34,6 +35,8 @@ _EXPERIMENT = "experiment.yaml"
 _MANIFEST = "manifest.json"
 _MANIFEST_ARTIFACT = "checkpoint.json"
 
+_IN_MLFLOW = ("runs:/", "models:/")
+_WITH_FACTORY = re.compile(r"(?P<address>.+)@(?P<factory>[A-Za-z_][\w.]*:[\w.-]+|[A-Za-z_]\w*)")
 _SELECTED = re.compile(r"(.+)#(best|last|\d+)")
 _CHECKPOINT_FOLDER = re.compile(r"(.+)/checkpoints/epoch-(\d+)")
 _PUBLISHED_FOLDER = re.compile(r"(.+)/models/([^/]+)")
@@ -59,10 +62,12 @@ def find_subject(
         - a published model, ``<storage>/models/<run>``.
         - in MLflow ``runs:/<id>``, ``models:/<name>/<version>``, ``models:/<name>@<alias>`` or ``models:/m-<id>``: the
           best epoch of a run, whose weights the training logged.
-        - a ``.safetensors``, ``.pt`` or ``.pth`` file, of whoever's training; see
+        - a file of weights, of whoever's training, or an entry of it, ``net.pt#ema``; see
           :func:`distsens.models.load_initial_weights`.
+
+        What has no experiment beside it may name its own factory behind an ``@``; see :func:`split_factory`.
     factory : a name of the catalogue of models or ``package.module:function``, see :func:`distsens.models.build`. For
-        weights without an experiment, and for no others.
+        weights without an experiment, and for no others; one in the address comes before it.
     mean, std : of the [0, 1] pixels, as the factory's network wants them, one number per channel or one for all. The
         default is what a whole `PixelModel`'s weights hold, else 0 and 1.
     small_images : see :func:`distsens.models.build`.
@@ -73,9 +78,12 @@ def find_subject(
     InputError
         There is nothing to judge, it cannot be read or is damaged, or a setting is missing or does not belong to it.
     """
-    given = _Given(factory, mean, std, small_images)
+    address, own = split_factory(address)
+    # Of several models that it is said of, those with factories of their own need not be torchvision's.
+    small_images = small_images and (own is None or own.startswith("torchvision:"))
+    given = _Given(own or factory, mean, std, small_images)
     try:
-        if address.startswith(("runs:/", "models:/")):
+        if address.startswith(_IN_MLFLOW):
             return _in_mlflow(address, given, tracking_uri)
         if is_weights_file(address):
             return _in_file(address, given)
@@ -90,9 +98,9 @@ def find_subject(
 
 def absolute_address(address: str) -> str:
     """The same address of :func:`find_subject` for whoever is in another folder."""
-    if not address or "://" in address or address.startswith(("runs:/", "models:/")):
+    if not address or "://" in address or address.startswith(_IN_MLFLOW):
         return address
-    return str(Path(address).expanduser().absolute())
+    return str(Path(os.path.expanduser(address)).absolute())
 
 
 def selected_epoch(address: str) -> str:
@@ -105,8 +113,47 @@ def selected_epoch(address: str) -> str:
 
 
 def is_weights_file(address: str) -> bool:
-    """Whether an address of :func:`find_subject` is that of a file of weights, which says nothing of its network."""
-    return address.endswith(models.WEIGHTS_SUFFIXES) and not address.startswith(("runs:/", "models:/"))
+    """Whether an address of :func:`find_subject` is that of a file of weights, which says nothing of its network.
+
+    In a bucket a file is told by its suffix, on a disk it is whatever is no folder.
+    """
+    address, _ = split_factory(address)
+    if address.startswith(_IN_MLFLOW):
+        return False
+    return models.named_as_weights(address) or ("://" not in address and os.path.isfile(os.path.expanduser(address)))
+
+
+def split_factory(address: str) -> tuple[str, str | None]:
+    """Split ``net.pt@my_models:small``, or any address of weights without an experiment, from its own factory.
+
+    The last ``@`` begins a factory where a name of the catalogue or ``package.module:function`` follows it, and a file
+    of weights, or whatever is there on this disk, stands before it. A path that is there with its ``@`` is that path;
+    an alias of MLflow (``models:/name@champion``) belongs to its address.
+    """
+    found = _WITH_FACTORY.fullmatch(address)
+    if found is None or address.startswith(_IN_MLFLOW) or _is_here(address):
+        return address, None
+    before = found["address"]
+    if not models.named_as_weights(before) and not _is_here(before):
+        return address, None
+    return before, found["factory"]
+
+
+def said_of(address: str, said: Mapping[str, Any], beside: Sequence[str]) -> dict[str, Any]:
+    """Fields of one of several models: what is said of files of weights is said of all of them, and of no run.
+
+    Parameters
+    ----------
+    address : of the model.
+    said : what was said of the architecture, once for all models: arguments of :func:`find_subject`.
+    beside : addresses of all models.
+    """
+    applies = is_weights_file(address) or not any(map(is_weights_file, beside))
+    return {**(said if applies else {}), "address": address}
+
+
+def _is_here(address: str) -> bool:
+    return "://" not in address and os.path.exists(os.path.expanduser(address))
 
 
 @dataclass(frozen=True)
@@ -144,14 +191,26 @@ class _Given:
 
 
 def _in_file(address: str, given: _Given) -> Subject:
-    if "://" in address:
-        folder, _, name = address.rpartition("/")
+    file, part = models.split_part(address)
+    if "://" in file:
+        folder, _, name = file.rpartition("/")
         content = open_place(folder).get(name)
     else:
-        content = models.read_weights(Path(address).expanduser())
-    state = models.state_of(content, address)
-    weights = content if address.endswith(".safetensors") else models.state_to_bytes(state)
-    return Subject(Path(address).stem, address, given.architecture(address, weights, None), weights)
+        content = models.read_weights(Path(os.path.expanduser(file)))
+    found = models.find_state(content, address, part)
+    as_it_is = part is None and not found.entry and file.lower().endswith(".safetensors")
+    weights = content if as_it_is else models.state_to_bytes(found.state)
+    name = re.sub(r"(\.pth|\.pt)?\.[^.]+$", "", Path(file).name, flags=re.IGNORECASE)
+    return Subject(
+        name + (f"-{part}" if part else ""),
+        address,
+        given.architecture(address, weights, None),
+        weights,
+        notices=tuple(
+            f"{address} holds {other} beside {found.entry}, which is taken: {file}#{other} names the other"
+            for other in map(printable, found.others)
+        ),
+    )
 
 
 def _in_mlflow(address: str, given: _Given, tracking_uri: str | None) -> Subject:

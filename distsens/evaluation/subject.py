@@ -92,7 +92,7 @@ class Subject:
                 seed=0,
                 small_images=wanted.small_images,
             )
-            models.load_state(model, models.state_of(self.weights, models.WEIGHTS_SUFFIXES[0]), self.address)
+            models.load_state(model, models.state_of(self.weights, self.address), self.address)
         except InputError as error:
             raise InputError(_OPTIONS.get(error.field, error.field), error.value, error.allowed) from error
         return laid_out(model.eval(), shape)

@@ -10,25 +10,34 @@ from distsens.models.torchvision_models import torchvision_model, torchvision_na
 from distsens.models.vgg import vgg11_bn, vgg16_bn
 from distsens.models.vit import vit_tiny
 from distsens.models.weights import (
-    WEIGHTS_SUFFIXES,
     load_initial_weights,
     load_state,
     normalisation_of,
-    read_weights,
-    state_of,
     state_to_bytes,
     weights_digest,
+)
+from distsens.models.weights_file import (
+    WEIGHTS_SUFFIXES,
+    FoundState,
+    find_state,
+    named_as_weights,
+    read_weights,
+    split_part,
+    state_of,
 )
 
 __all__ = [
     "MODELS",
     "WEIGHTS_SUFFIXES",
     "Builder",
+    "FoundState",
     "PixelModel",
     "build",
+    "find_state",
     "lenet5",
     "load_initial_weights",
     "load_state",
+    "named_as_weights",
     "normalisation_of",
     "preact_resnet18",
     "read_weights",
@@ -36,6 +45,7 @@ __all__ = [
     "resnet34",
     "resnet50",
     "small_cnn",
+    "split_part",
     "state_of",
     "state_to_bytes",
     "torchvision_model",

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import functools
+import re
+from collections.abc import Mapping
+from types import MethodType
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from distsens.errors import InputError
 
@@ -20,6 +23,11 @@ _STEMS: dict[str, tuple[str, str | None]] = {
     "EfficientNet": ("features.0.0", None),
     "MNASNet": ("layers.0", None),
 }
+
+# Parts of the published weights that serve training alone, by the network's class.
+_TRAINING_HEADS = {"GoogLeNet": ("aux1", "aux2"), "Inception3": ("AuxLogits",)}
+# In the published weights of DenseNets, as in torchvision before 0.3, a number stands apart: norm.1 for norm1.
+_OLD_DENSENET = re.compile(r"(denselayer\d+\.(?:norm|relu|conv))\.([12])\.(?=[^.]+$)")
 
 # Their auxiliary heads would return further logits, in training alone.
 _OPTIONS: dict[str, dict[str, Any]] = {
@@ -76,9 +84,23 @@ def torchvision_model(name: str, *, shape: tuple[int, int, int], classes: int, s
     return fitted(network, shape[0])
 
 
+def current_layout(network: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Published weights of torchvision's networks as its networks here hold them.
+
+    GoogLeNet and Inception v3 are without their auxiliary heads, which no prediction asks. (Both were trained on images
+    that were normalised by a mean and a standard deviation of 0.5.) The layers of DenseNets are called as today's are.
+    """
+    kinds = {type(module).__name__ for module in network.modules()}
+    heads = [head for kind in kinds for head in _TRAINING_HEADS.get(kind, ())]
+    kept = {name: tensor for name, tensor in state.items() if not set(name.split(".")).intersection(heads)}
+    if "DenseNet" in kinds:
+        kept = {_OLD_DENSENET.sub(r"\1\2.", name): tensor for name, tensor in kept.items()}
+    return kept
+
+
 def fitted(network: nn.Module, channels: int) -> nn.Module:
     """Let a torchvision network take this many channels, without noise and without a last layer of zeros."""
-    from torchvision.models import VisionTransformer
+    from torchvision.models import MNASNet, VisionTransformer
     from torchvision.ops import StochasticDepth
 
     first = next(path for path, module in network.named_modules() if isinstance(module, nn.Conv2d))
@@ -89,6 +111,8 @@ def fitted(network: nn.Module, channels: int) -> nn.Module:
             module.p = 0.0
     if isinstance(network, VisionTransformer):
         nn.init.trunc_normal_(network.heads.head.weight, std=0.02)
+    if isinstance(network, MNASNet):  # its own refuses a state without torch.save's versions, as safetensors keep none
+        setattr(network, "_load_from_state_dict", MethodType(nn.Module._load_from_state_dict, network))  # noqa: B010
     return network
 
 

@@ -3,25 +3,26 @@
 from __future__ import annotations
 
 import hashlib
-import io
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import safetensors.torch
-import torch
 from torch import Tensor
 
 from distsens.errors import InputError
+from distsens.models.names import as_named_by, plain
 from distsens.models.pixels import PixelModel
-
-WEIGHTS_SUFFIXES = (".safetensors", ".pt", ".pth")
+from distsens.models.torchvision_models import current_layout
+from distsens.models.weights_file import read_weights, split_part, state_of
 
 _FIELD = "model.weights"
-_CONTAINERS = ("state_dict", "model_state_dict", "model")
-_DATA_PARALLEL = "module."
 _NETWORK = "network."
-_SHOWN = 3
+_NORMALISATION = {"mean": "mean", "mu": "mean", "std": "std", "sigma": "std"}
+_CHANNELS = 4
+# Of the training that left them, and not of its network: class weights of a loss, states of metrics.
+_OF_TRAINING = re.compile(r"(\w+_)?(criterion|loss|losses|loss_fn|loss_func|metric|metrics|accuracy|acc)\.")
+_SHOWN, _LONGEST = 3, 80
 
 
 def load_initial_weights(model: PixelModel, path: Path, sha256: str | None = None) -> None:
@@ -30,10 +31,11 @@ def load_initial_weights(model: PixelModel, path: Path, sha256: str | None = Non
     Parameters
     ----------
     model : takes the weights.
-    path : a ``.safetensors`` file, or a ``.pt`` or ``.pth`` file of ``torch.save`` from which tensors alone are read
-        (``weights_only=True``, so that no code of the file runs). It holds the state dict of a `PixelModel`, as this
-        project's checkpoints do, or of the network inside, perhaps as the entry ``state_dict``, ``model_state_dict``
-        or ``model`` of a dict, and perhaps with the prefix ``module.`` of DataParallel.
+    path : a safetensors file, a file of ``torch.save`` or an npz, which its content tells whatever its name. Tensors
+        alone are read, so that no code of the file runs. It holds the state dict of a `PixelModel`, as this project's
+        checkpoints do, or of the network inside, perhaps as an entry such as ``state_dict``, ``model`` or ``ema`` of a
+        dict with anything beside it (``FILE#ENTRY`` names one, weights come before averages of them), and perhaps with
+        what wrappers put into names (``module.``, ``_orig_mod.``, ``model.``, in any nesting).
     sha256 : digest that the file must have, see :func:`weights_digest`.
 
     Raises
@@ -42,46 +44,16 @@ def load_initial_weights(model: PixelModel, path: Path, sha256: str | None = Non
         If the file cannot be read or has another digest, or the weights are another network's, for another number of
         classes or for images that were normalised differently.
     """
-    content = read_weights(path)
+    file, part = split_part(str(path))
+    content = read_weights(Path(file))
     if sha256 is not None and sha256 != (found := hashlib.sha256(content).hexdigest()):
-        raise InputError("model.weights_sha256", sha256, f"{path} is another file: its SHA-256 is {found}")
-    load_state(model, state_of(content, str(path)), str(path))
+        raise InputError("model.weights_sha256", sha256, f"{file} is another file: its SHA-256 is {found}")
+    load_state(model, state_of(content, file, part), str(path))
 
 
 def weights_digest(path: Path) -> str:
     """SHA-256 of a weights file."""
-    return hashlib.sha256(read_weights(path)).hexdigest()
-
-
-def read_weights(path: Path) -> bytes:
-    """Content of a weights file; `InputError` if it cannot be read, or has none of the ``WEIGHTS_SUFFIXES``."""
-    if path.suffix not in WEIGHTS_SUFFIXES:
-        raise InputError(_FIELD, str(path), f"must be a {', '.join(WEIGHTS_SUFFIXES)} file")
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise InputError(_FIELD, str(path), f"cannot be read ({error.strerror})") from error
-
-
-def state_of(content: bytes, name: str) -> dict[str, Tensor]:
-    """The named tensors in a file's content, of the format that its name's suffix says; no code of it runs.
-
-    ``module.``, which DataParallel puts before all names, is taken away.
-    """
-    loaded: Any
-    try:
-        if name.endswith(".safetensors"):
-            loaded = safetensors.torch.load(content)
-        else:
-            loaded = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
-    except Exception as error:  # A damaged file makes its reader raise almost anything.
-        reason = str(error).strip().partition("\n")[0]
-        raise InputError(_FIELD, name, f"holds no tensors that can be read safely ({reason})") from error
-    if isinstance(loaded, Mapping):
-        inner = next((loaded[entry] for entry in _CONTAINERS if isinstance(loaded.get(entry), Mapping)), loaded)
-        if inner and all(isinstance(value, Tensor) for value in inner.values()):
-            return _without_prefix(inner, _DATA_PARALLEL)
-    raise InputError(_FIELD, name, "holds no state dict: a dict of names and tensors")
+    return hashlib.sha256(read_weights(Path(split_part(str(path))[0]))).hexdigest()
 
 
 def state_to_bytes(state: Mapping[str, Tensor]) -> bytes:
@@ -92,9 +64,15 @@ def state_to_bytes(state: Mapping[str, Tensor]) -> bytes:
 
 def normalisation_of(state: Mapping[str, Tensor]) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
     """Mean and standard deviation in the state of a whole `PixelModel`; None for a network alone, which has none."""
-    if not _is_whole(state):
-        return None
-    return tuple(state["mean"].flatten().tolist()), tuple(state["std"].flatten().tolist())
+    names = {plain(name): name for name in state}
+    for name in names:
+        before, found, last = name.rpartition("mean")
+        if not found or last or (before and not before.endswith(".")) or f"{before}std" not in names:
+            continue
+        if any(other.startswith(f"{before}{_NETWORK}") for other in names):
+            mean, std = state[names[name]], state[names[f"{before}std"]]
+            return tuple(mean.flatten().tolist()), tuple(std.flatten().tolist())
+    return None
 
 
 def load_state(model: PixelModel, state: Mapping[str, Tensor], source: str) -> None:
@@ -102,35 +80,47 @@ def load_state(model: PixelModel, state: Mapping[str, Tensor], source: str) -> N
 
     ``source`` is how messages call the state.
     """
-    own = model.network.state_dict()
-    if _is_whole(state):
-        for field in ("mean", "std"):
-            _check_normalisation(f"model.{field}", getattr(model, field), state[field])
-        inner: Mapping[str, Tensor] = {name: state[name] for name in state if name not in ("mean", "std")}
-        state = _without_prefix(_without_prefix(inner, _NETWORK), _DATA_PARALLEL)
-    _check_shapes(source, state, own)
-    missing, unexpected = model.network.load_state_dict(state, strict=False)
+    network = model.network
+    own = network.state_dict()
+    found = as_named_by(own, current_layout(network, state))
+    if found.rivals:
+        parts = ", ".join(_short(one.rstrip(".")) for one in found.rivals)
+        raise InputError(_FIELD, source, f"holds the network more than once; name one as FILE#NAME, of {parts}")
+    given = dict(found.state)
+    stored: dict[str, Tensor] = {}
+    for name, tensor in found.aside.items():
+        if found.state and (field := _NORMALISATION.get(name.rpartition(".")[2])) and tensor.numel() <= _CHANNELS:
+            stored[field] = tensor
+        elif not found.state or not _OF_TRAINING.match(name):
+            given[name] = tensor
+    for field, tensor in stored.items():
+        _check_normalisation(f"model.{field}", getattr(model, field), tensor)
+    if not stored:
+        _check_normalised_once(model, state)
+    _check_shapes(source, given, own)
+    missing, unexpected = network.load_state_dict(given, strict=False)
     if missing or unexpected:
         raise InputError(_FIELD, source, f"of another network: {_differences(missing, unexpected)}")
 
 
-def _is_whole(state: Mapping[str, Tensor]) -> bool:
-    return "mean" in state and "std" in state and any(name.startswith(_NETWORK) for name in state)
-
-
-def _without_prefix(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    """The same without a prefix that all names have."""
-    if all(name.startswith(prefix) for name in state):
-        return {name.removeprefix(prefix): tensor for name, tensor in state.items()}
-    return dict(state)
+def _check_normalised_once(model: PixelModel, state: Mapping[str, Tensor]) -> None:
+    """Refuse to normalise by a mean and a std that are weights of the network itself, which so uses them too."""
+    inside = normalisation_of(state)
+    if inside is not None and inside == (tuple(model.mean.flatten().tolist()), tuple(model.std.flatten().tolist())):
+        allowed = "the network holds them itself, so that it would normalise twice: say --model.mean 0 --model.std 1"
+        raise InputError("model.mean", _rounded(model.mean), allowed)
 
 
 def _check_normalisation(field: str, own: Tensor, stored: Tensor) -> None:
-    mine, trained = ([float(f"{number:.6g}") for number in tensor.flatten().tolist()] for tensor in (own, stored))
+    mine, trained = _rounded(own), _rounded(stored)
     channels = max(len(mine), len(trained))
     one_each = [numbers * channels if len(numbers) == 1 else numbers for numbers in (mine, trained)]
     if one_each[0] != one_each[1]:
         raise InputError(field, mine, f"the weights were trained with {trained}")
+
+
+def _rounded(numbers: Tensor) -> list[float]:
+    return [float(f"{number:.6g}") for number in numbers.flatten().tolist()]
 
 
 def _check_shapes(source: str, state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> None:
@@ -141,8 +131,10 @@ def _check_shapes(source: str, state: Mapping[str, Tensor], own: Mapping[str, Te
     }
     if not unlike:
         return
-    shapes = _shortened([f"{name} {stored}, here {needed}" for name, (stored, needed) in unlike.items()], "; ")
-    if state.keys() == own.keys():
+    shapes = _shortened([f"{_short(name)} {stored}, here {needed}" for name, (stored, needed) in unlike.items()], "; ")
+    missing = [name for name in own if name not in state and not name.endswith("num_batches_tracked")]
+    unexpected = [name for name in state if name not in own]
+    if not missing and not unexpected:
         match list({_changed(0, *pair) for pair in unlike.values()}):
             case [(classes, needed_classes)]:  # the last layer alone differs
                 allowed = f"for {classes} classes, where {needed_classes} are needed ({shapes})"
@@ -152,7 +144,7 @@ def _check_shapes(source: str, state: Mapping[str, Tensor], own: Mapping[str, Te
         raise InputError(
             _FIELD, source, f"of another network, or for other images and classes: other shapes ({shapes})"
         )
-    names = _differences([name for name in own if name not in state], [name for name in state if name not in own])
+    names = _differences(missing, unexpected)
     raise InputError(_FIELD, source, f"of another network: other shapes ({shapes}), {names}")
 
 
@@ -169,7 +161,11 @@ def _differences(missing: Sequence[str], unexpected: Sequence[str]) -> str:
 
 
 def _counted(names: Sequence[str]) -> str:
-    return f"{len(names)} weights ({_shortened(names, ', ')})" if names else "0 weights"
+    return f"{len(names)} weights ({_shortened([*map(_short, names)], ', ')})" if names else "0 weights"
+
+
+def _short(name: str) -> str:
+    return name if len(name) <= _LONGEST else f"{name[:_LONGEST]}..."
 
 
 def _shortened(items: Sequence[str], separator: str) -> str:

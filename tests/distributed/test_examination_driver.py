@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from mlflow import MlflowClient
 
+from distsens.command_line import parse_flags, take_addresses
 from distsens.distributed import examination_driver
 from distsens.distributed.endings import EndedError
 from distsens.distributed.examination_driver import (
@@ -156,13 +157,26 @@ def test_evaluations_go_on_together_and_with_models_that_had_not_begun(tmp_path:
         check_further(begun, [str(tmp_path / "b.pt")])
     judged = [checked(examination=one) for one in examinations]
     done = [one.place.url for one in begun]
-    command = "python jobs/evaluate.py --resume"
-    assert command_to_resume(done, begun, judged) == f"{command} {tmp_path}/0 {tmp_path}/1 {tmp_path}/2"
-    first = command_to_resume(done[:1], [None] * 3, judged)
-    assert first == f"{command} {tmp_path}/0 --model {tmp_path}/b.pt '{tmp_path}/my c.pt'"
-    assert command_to_resume(done[:1], [*begun[:2], None], judged) == (
-        f"{command} {tmp_path}/0 {tmp_path}/1 --model '{tmp_path}/my c.pt'"
-    )
+    command = ["python", "jobs/evaluate.py", "--resume", str(tmp_path / "0")]
+    one, two = str(tmp_path / "1"), str(tmp_path / "2")
+    assert command_to_resume(done, begun, judged) == [*command, one, two]
+    further = ["--model", str(tmp_path / "b.pt"), str(tmp_path / "my c.pt")]
+    assert command_to_resume(done[:1], [None] * 3, judged) == [*command, *further]
+    assert command_to_resume(done[:1], [*begun[:2], None], judged) == [*command, one, further[0], further[2]]
+
+
+def test_the_command_that_resumes_says_what_was_said_of_files_of_weights_and_finds_any_folder(tmp_path: Path) -> None:
+    said = {"factory": "lenet5", "mean": [0.1307], "std": [0.25, 0.5, 1 / 3], "small_images": True}
+    models = [{"address": "runs/r"}, {"address": "a.pt@nets:small", **said}, {"address": "b.pt", **said}]
+    judged = [checked(examination=Examination.parse({"model": model})) for model in models]
+    begun = stored(tmp_path / "a b")
+    begun.save()
+    words = command_to_resume([begun.place.url], [None] * 3, judged)
+    assert words[3] == str(tmp_path / "a b")
+    assert find_evaluation(words[3], "nowhere").place.url == begun.place.url
+    flags = parse_flags(words[4:])
+    assert take_addresses(flags) == ["a.pt@nets:small", "b.pt"]
+    assert Examination.parse(flags).model == judged[2].examination.model.model_copy(update={"address": ""})
 
 
 def test_checks_for_masking_are_kept_and_a_damaged_file_of_them_is_named(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from torch import nn
 
 from distsens import assembly
 from distsens.errors import InputError
-from distsens.evaluation import Architecture, Subject, find_subject, selected_epoch
+from distsens.evaluation import Architecture, Subject, find_subject, said_of, selected_epoch, split_factory
 from distsens.experiment import Experiment
 from distsens.models import state_to_bytes
 from distsens.storage import Checkpoints, FileRecord, Place, RunRecord, open_place, published, write_run
@@ -227,7 +227,7 @@ def saved(content: Any, file: Path) -> Path:
     return file
 
 
-@pytest.mark.parametrize("suffix", [".safetensors", ".pt", ".pth"])
+@pytest.mark.parametrize("suffix", [".safetensors", ".pt", ".pth", ".PT", ".pth.tar", ".ckpt", ".bin", ".weights", ""])
 def test_a_whole_classifier_in_a_file_brings_its_own_normalisation(suffix: str, tmp_path: Path) -> None:
     model = classifier(1)
     subject = find_subject(str(saved(model.state_dict(), tmp_path / f"theirs{suffix}")), factory="lenet5")
@@ -267,17 +267,80 @@ def test_a_file_needs_a_factory(tmp_path: Path) -> None:
     assert (error.field, error.value) == ("factory", None)
 
 
-class Evil:
-    def __reduce__(self) -> tuple[Any, ...]:
-        return Path.touch, (Path("evil"),)
+def test_a_file_of_several_weights_says_which_are_taken_and_lets_others_be_named(tmp_path: Path) -> None:
+    raw, average = (dict(classifier(epoch).state_dict()) for epoch in (1, 2))
+    file = saved({"state_dict": raw, "state_dict_ema": average}, tmp_path / "both.pth.tar")
+    subject = find_subject(str(file), factory="lenet5")
+    assert subject.notices == (
+        f"{file} holds state_dict_ema beside state_dict, which is taken: {file}#state_dict_ema names the other",
+    )
+    assert (subject.name, subject.weights) == ("both", weights(1))
+    subject = find_subject(f"{file}#state_dict_ema@lenet5")
+    assert (subject.name, subject.weights, subject.notices) == ("both-state_dict_ema", weights(2), ())
+    assert "with the keys state_dict, state_dict_ema" in refusal(f"{file}#ema", factory="lenet5").allowed
 
 
-def test_no_code_of_a_file_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("address", "parts"),
+    [
+        ("a.pt@nets:small", ("a.pt", "nets:small")),
+        ("a.PTH.TAR@lenet5", ("a.PTH.TAR", "lenet5")),
+        ("a.pt@torchvision:resnet50", ("a.pt", "torchvision:resnet50")),
+        ("a.pt@package.module:Class.make", ("a.pt", "package.module:Class.make")),
+        ("runs@2/a.pt@wrn10_1", ("runs@2/a.pt", "wrn10_1")),
+        ("a@1.pt@lenet5", ("a@1.pt", "lenet5")),
+        ("a.pt#ema@lenet5", ("a.pt#ema", "lenet5")),
+        ("s3://bucket/a.pt@nets:small", ("s3://bucket/a.pt", "nets:small")),
+        ("here@lenet5", ("here", "lenet5")),
+        # What an @ belongs to otherwise.
+        ("models:/name@champion", None),
+        ("models:/net.pt@champion", None),
+        ("runs:/0a1b@lenet5", None),
+        ("runs@2/a.pt", None),
+        ("s3://user@bucket/a.pt", None),
+        ("s3://bucket/run@lenet5", None),
+        ("https://user@host/a.pt", None),
+        ("user@host:net.pt", None),
+        ("nowhere@lenet5", None),
+        ("a.pt@", None),
+        ("a.pt@v2.pt", None),
+        ("there.pt@lenet5", None),
+        ("folder@lenet5", None),
+        ("@lenet5", None),
+        ("", None),
+        ("x" * 5000 + "@lenet5", None),
+    ],
+)
+def test_a_factory_behind_an_at_sign_is_told_from_every_other_at_sign(
+    address: str, parts: tuple[str, str] | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
-    error = refusal(saved({"a": Evil()}, tmp_path / "evil.pt"), factory="lenet5")
-    assert error.field == "model"
-    assert "holds no tensors that can be read safely" in error.allowed
-    assert not Path("evil").exists()
+    (tmp_path / "there.pt@lenet5").touch()
+    for folder in ("here", "folder", "folder@lenet5"):
+        (tmp_path / folder).mkdir()
+    assert split_factory(address) == (parts or (address, None))
+
+
+def test_a_factory_of_its_own_comes_before_that_of_all_files_and_takes_their_normalisation(tmp_path: Path) -> None:
+    file = saved(classifier(1).network.state_dict(), tmp_path / "a.pt")  # type: ignore[union-attr, operator]
+    subject = find_subject(f"{file}@lenet5", factory="small_cnn", mean=[0.3], std=[0.5], small_images=True)
+    assert subject.architecture == Architecture("lenet5", (0.3,), (0.5,))
+    assert (subject.name, subject.address) == ("a", str(file))
+    subject = find_subject(f"{file}@torchvision:resnet18", small_images=True)
+    assert subject.architecture.small_images
+
+
+def test_a_run_has_no_factory_of_its_own(run: Place) -> None:
+    error = refusal(f"{path(run)}@lenet5")
+    assert (error.field, error.value) == ("factory", "lenet5")
+
+
+def test_what_is_said_of_files_is_said_of_all_of_them_and_of_no_run_beside_them() -> None:
+    said = {"factory": "lenet5", "mean": (0.5,)}
+    beside = ["runs/r", "a.pt", "b.pt@nets:small"]
+    assert said_of("runs/r", said, beside) == {"address": "runs/r"}
+    assert said_of("b.pt@nets:small", said, beside) == {**said, "address": "b.pt@nets:small"}
+    assert said_of("copied", said, ["copied", "other"]) == {**said, "address": "copied"}
 
 
 # MLflow.

@@ -13,6 +13,7 @@ import pytest
 import safetensors.torch
 import torch
 from PIL import Image
+from torch import nn
 
 from distsens.models.lenet import lenet5
 
@@ -58,6 +59,12 @@ def size(shape, classes):
 
 def nan(shape, classes):
     return Raises(lenet5(shape=shape, classes=classes), "NaN")
+"""
+OWN = """
+from torch import nn
+
+def small(shape, classes):
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, classes))
 """
 THERE = {"net.safetensors", "cuts_off.py", "raises.py", "claim.json", "no-errors.json", "short.json", "percent.json"}
 Run = Callable[..., tuple[int, str, str]]
@@ -112,6 +119,32 @@ def run(run_here: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
         (GIVEN.replace("lenet5", "raises:key"), "it cannot be judged on 64 images, or on one (KeyError: 'aux', "),
         (GIVEN.replace("lenet5", "raises:size"), "on 64 images, or on one (64 images are too many)"),
         (GIVEN.replace("lenet5", "raises:nan"), "they must be finite; those of 64 of 64 images are not"),
+        (
+            f"{GIVEN} --attacks transfer --transfer net.safetensors@small_cnn",
+            "transfer: got 'net.safetensors@small_cnn'; ",
+        ),
+        (
+            f"{GIVEN} --attacks transfer --transfer net.safetensors@no:net",
+            "transfer: got 'net.safetensors@no:net'; factory",
+        ),
+        (
+            f"{GIVEN} --attacks transfer --transfer claim.json@lenet5",
+            "transfer: got 'claim.json@lenet5'; is text, which",
+        ),
+        (f"{GIVEN} --attacks transfer --transfer runs:/0@x", "error: tracking.uri: got 'sqlite:"),
+        (f"{GIVEN} --save-examples claim.json", "error: save_examples: got 'file:///"),
+        (f"{GIVEN} --save-examples claim.json/below", "error: save_examples: got 'file:///"),
+        (f"{GIVEN} --save-examples https://a/b", "error: save_examples: got 'https://a/b'"),
+        (f"{GIVEN} --examples https://a/b", "error: examples: got 'https://a/b'"),
+        (f"{GIVEN} --model.mean 0.1 0.2", "error: model.mean: got (0.1, 0.2); must be one number"),
+        (f"{GIVEN} --model.std 0", "error: model.std: got (0.0,); must be greater than 0"),
+        (f"{GIVEN} --model.small_images", "error: model.small_images: got True"),
+        (f"{GIVEN} --model.means 0.1", "error: model.means: got 0.1; there is no such field"),
+        (
+            "--model claim.json --factory lenet5",
+            "error: model: got 'claim.json'; is text, which begins '{\"format\": 2}'",
+        ),
+        ("--model net.safetensors@lenet --data.name digits", "error: factory: got 'lenet'"),
         (f"{GIVEN} --summary .", "error: summary: got '.'; it is a folder; name a file"),
         (f"{GIVEN} --claim /proc/claim.json", "error: claim: got '/proc/claim.json'; it cannot be written: "),
         (f"{GIVEN} --claim no/folder.json", "error: claim: got 'no/folder.json'"),
@@ -157,7 +190,25 @@ def test_examples_may_be_transferred_from_weights_of_the_judged_network(run: Run
     safetensors.torch.save_file({"weight": torch.zeros(2, 2)}, tmp_path / "other.safetensors")
     code, _, error = run(*GIVEN.split(), "--dry-run", "--attacks", "transfer", "--transfer", "other.safetensors")
     assert (code, error.count("\n")) == (2, 1)
-    assert "other.safetensors" in error
+    assert error.startswith("error: transfer: got 'other.safetensors'; of another network: 10 weights (conv1.weight,")
+
+
+@pytest.mark.parametrize(
+    "models",
+    [
+        "--model net.safetensors@lenet5 own.PTH@my_nets:small --transfer net.safetensors@lenet5",
+        "--model own.PTH@my_nets:small net.safetensors@lenet5 --transfer own.PTH@my_nets:small",
+        "--model own.PTH net.safetensors@lenet5 --factory my_nets:small --transfer net.safetensors@lenet5",
+    ],
+)
+def test_two_architectures_stand_side_by_side_and_transfer_to_each_other(run: Run, tmp_path: Path, models: str) -> None:
+    (tmp_path / "my_nets.py").write_text(OWN)
+    linear = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+    torch.save({"epoch": 3, "net": {f"module.{name}": one for name, one in linear.state_dict().items()}}, "own.PTH")
+    others = "--data.name digits --threat.norm linf --threat.eps 0.1 --attacks transfer --model.mean 0.1307".split()
+    code, output, error = run(*models.split(), *others, "--model.std", "0.3081", "--dry-run")
+    assert (code, error) == (0, ""), error
+    assert "everything that can be checked is in order" in output
 
 
 def test_help_names_every_field_and_every_option(run: Run) -> None:

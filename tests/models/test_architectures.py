@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import copy
+import re
 from collections import Counter
 from functools import cache, partial
 
@@ -7,9 +9,22 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torchvision import models
 
 from distsens.errors import InputError
-from distsens.models import MODELS, PixelModel, build, lenet5, preact_resnet18, torchvision_model, vit_tiny, wide_resnet
+from distsens.models import (
+    MODELS,
+    PixelModel,
+    build,
+    lenet5,
+    load_state,
+    preact_resnet18,
+    state_of,
+    state_to_bytes,
+    torchvision_model,
+    vit_tiny,
+    wide_resnet,
+)
 from distsens.models.catalogue import Builder, _builder
 from distsens.sensitivity import ActivationProbe, PairRows, Stabilizer, Stabilizing, match_layers, neuron_counts
 
@@ -301,3 +316,39 @@ def test_the_nonlinearities_are_modules_between_the_layers(name: str) -> None:
     assert all(isinstance(module, nn.Conv2d | nn.Linear) for module in weights)
     assert all(isinstance(module, nn.ReLU | nn.Tanh) for module in activations)
     assert isinstance(modules[-1], nn.Linear)
+
+
+@pytest.mark.parametrize(("name", "side"), [("googlenet", 64), ("inception_v3", 80)])
+def test_published_weights_with_auxiliary_heads_are_those_of_the_network_without(name: str, side: int) -> None:
+    published = models.get_model(name, weights=None, num_classes=5, init_weights=False, transform_input=False).eval()
+    state = {f"module.{key}": tensor for key, tensor in published.state_dict().items()}
+    assert any("aux" in key.lower() for key in state)
+    model = build(f"torchvision:{name}", shape=(3, side, side), classes=5, mean=(0.0,), std=(1.0,), seed=0)
+    load_state(model, state, "net.pth")
+    images = torch.rand(1, 3, side, side)
+    with torch.no_grad():
+        torch.testing.assert_close(model.eval()(images), published(images))
+
+
+def test_published_weights_of_older_layouts_are_those_of_todays_networks() -> None:
+    densenet = models.densenet121(num_classes=5).state_dict()
+    older = {re.sub(r"(norm|relu|conv)([12])\.(?=\w+$)", r"\1.\2.", key): tensor for key, tensor in densenet.items()}
+    assert "features.denseblock1.denselayer1.norm.1.weight" in older
+    vit = models.vit_b_32(image_size=32, num_classes=5).state_dict()
+    linear = {key.replace("mlp.0", "mlp.linear_1").replace("mlp.3", "mlp.linear_2"): vit[key] for key in vit}
+    for name, state, today in (("densenet121", older, densenet), ("vit_b_32", linear, vit)):
+        model = build(f"torchvision:{name}", shape=(3, 32, 32), classes=5, mean=(0.0,), std=(1.0,), seed=0)
+        load_state(model, state, "net.pth")
+        assert all(torch.equal(tensor, today[key]) for key, tensor in model.network.state_dict().items())  # type: ignore[union-attr]
+
+
+def test_a_network_that_wants_to_know_who_saved_it_is_loaded_from_a_file_that_does_not_say() -> None:
+    first, second = (
+        build("torchvision:mnasnet0_5", shape=(3, 32, 32), classes=5, mean=(0.0,), std=(1.0,), seed=seed)
+        for seed in (0, 1)
+    )
+    load_state(second, state_of(state_to_bytes(first.state_dict()), "net.safetensors"), "net.safetensors")
+    copied = copy.deepcopy(second)
+    copied.load_state_dict(dict(first.state_dict()))
+    for model in (second, copied):
+        assert all(torch.equal(one, other) for one, other in zip(model.parameters(), first.parameters(), strict=True))

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections import OrderedDict
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from distsens.models import (
     PixelModel,
     build,
     load_initial_weights,
+    load_state,
     normalisation_of,
     state_of,
     state_to_bytes,
@@ -51,7 +53,7 @@ def refusal(path: Path, model: PixelModel | None = None, sha256: str | None = No
 
 
 @pytest.mark.parametrize("suffix", ["safetensors", "pt", "pth"])
-@pytest.mark.parametrize("prefix", ["", "module."])
+@pytest.mark.parametrize("prefix", ["", "module.", "_orig_mod."])
 @pytest.mark.parametrize("part", ["classifier", "network"])
 def test_a_classifiers_and_a_networks_weights_are_taken_from_every_kind_of_file(
     part: str, prefix: str, suffix: str, tmp_path: Path
@@ -63,12 +65,112 @@ def test_a_classifiers_and_a_networks_weights_are_taken_from_every_kind_of_file(
     assert all(parameter.requires_grad for parameter in model.parameters())
 
 
-@pytest.mark.parametrize("entry", ["state_dict", "model_state_dict", "model"])
-def test_a_state_dict_may_be_an_entry_of_a_checkpoint(entry: str, tmp_path: Path) -> None:
+def test_an_entry_of_a_checkpoint_may_be_named_behind_the_file(tmp_path: Path) -> None:
+    raw, average, model = small(1), small(2), small(0)
+    path = saved(tmp_path, {"model": raw.network.state_dict(), "ema": average.network.state_dict()}, "both.pt")
+    load_initial_weights(model, path)
+    assert equal(model, raw)
+    load_initial_weights(model, Path(f"{path}#ema"), weights_digest(path))
+    assert equal(model, average)
+
+
+@pytest.mark.parametrize(
+    "prefix",
+    [
+        *("_orig_mod.", "model.", "net.", "network.", "backbone.", "classifier.", "1.", "whatever.it.is."),
+        *("module._orig_mod.", "model.module._orig_mod.net.", "_forward_module.model."),
+    ],
+)
+def test_what_wrappers_put_before_all_names_is_removed_in_any_nesting(prefix: str) -> None:
     trained, model = small(1), small(0)
-    checkpoint = {"epoch": 7, "optimizer": {"lr": 0.1}, entry: trained.network.state_dict()}
-    load_initial_weights(model, saved(tmp_path, checkpoint, "checkpoint.pt"))
+    load_state(model, prefixed(trained.network.state_dict(), prefix), "a.pt")
     assert equal(model, trained)
+
+
+def test_what_wrappers_put_between_names_is_removed_in_the_file_and_in_the_network() -> None:
+    vgg = build("vgg11_bn", shape=(1, 32, 32), classes=4, mean=(0.5,), std=(0.25,), seed=1)
+    state = {name.replace("features.", "features.module."): tensor for name, tensor in vgg.network.state_dict().items()}
+    assert state.keys() != vgg.network.state_dict().keys()
+    model = build("vgg11_bn", shape=(1, 32, 32), classes=4, mean=(0.5,), std=(0.25,), seed=0)
+    load_state(model, state, "a.pt")
+    assert equal(model, vgg)
+    wrapped = PixelModel(nn.DataParallel(nn.Sequential(nn.Linear(2, 2))), (0.0,), (1.0,))
+    bare = nn.Sequential(nn.Linear(2, 2)).state_dict()
+    load_state(wrapped, bare, "a.pt")
+    assert torch.equal(wrapped.state_dict()["network.module.0.weight"], bare["0.weight"])
+    named = PixelModel(nn.Sequential(OrderedDict(net=nn.Sequential(nn.Linear(2, 2)))), (0.0,), (1.0,))
+    load_state(named, bare, "a.pt")
+    assert torch.equal(named.state_dict()["network.net.0.weight"], bare["0.weight"])
+
+
+@pytest.mark.parametrize(
+    "left", ["criterion.weight", "train_metrics.confusion", "total_ops", "model.conv1.total_params"]
+)
+def test_what_a_training_or_a_tool_left_beside_the_network_is_left_out(left: str) -> None:
+    trained, model = small(1), small(0)
+    load_state(model, prefixed(trained.network.state_dict(), "model.") | {left: torch.ones(9)}, "a.pt")
+    assert equal(model, trained)
+
+
+def test_a_head_beside_the_network_is_not_left_out() -> None:
+    state = prefixed(small(1).network.state_dict(), "model.") | {"head.weight": torch.ones(9)}
+    with pytest.raises(InputError, match=r"0 weights missing, 1 weights \(head.weight\) unexpected"):
+        load_state(small(0), state, "a.pt")
+
+
+def test_two_networks_in_one_state_are_told_apart_by_name_or_by_shape() -> None:
+    student, teacher = small(1).network.state_dict(), small(2).network.state_dict()
+    both = prefixed(student, "student.") | prefixed(teacher, "teacher.")
+    with pytest.raises(InputError, match="more than once; name one as FILE#NAME, of student, teacher"):
+        load_state(small(0), both, "a.pt")
+    content = state_to_bytes(both)
+    model = small(0)
+    load_state(model, state_of(content, "a.safetensors", "teacher"), "a.safetensors")
+    assert equal(model.network, small(2).network)  # type: ignore[arg-type]
+    wide = small(3, classes=9).network.state_dict()
+    with pytest.raises(InputError, match="unexpected"):
+        load_state(small(0), prefixed(wide, "big.") | prefixed(student, "small."), "a.pt")
+
+
+@pytest.mark.parametrize(("mean", "std"), [("mean", "std"), ("mu", "sigma")])
+@pytest.mark.parametrize("prefix", ["normalize.", "", "0."])
+def test_how_a_wrapper_normalised_must_be_how_the_model_does(prefix: str, mean: str, std: str) -> None:
+    trained, model = small(1), small(0)
+    state = prefixed(trained.network.state_dict(), "model.")
+    state |= {prefix + mean: torch.full((1, 1, 1), 0.5), prefix + std: torch.full((1, 1, 1), 0.25)}
+    load_state(model, state, "a.pt")
+    assert equal(model, trained)
+    state[prefix + std] = torch.full((1, 1, 1), 0.3)
+    with pytest.raises(InputError, match=r"model.std: got \[0.25\]; the weights were trained with \[0.3\]"):
+        load_state(model, state, "a.pt")
+
+
+def test_images_are_not_normalised_twice_where_the_network_holds_mean_and_std_itself() -> None:
+    inside = small(1)
+    state = dict(inside.state_dict())
+    outside = PixelModel(small(0), *normalisation_of(state))  # type: ignore[misc]
+    with pytest.raises(InputError, match=r"model.mean: got \[0.5\]; .*say --model.mean 0 --model.std 1"):
+        load_state(outside, state, "a.pt")
+    plain = PixelModel(small(0), (0.0,), (1.0,))
+    load_state(plain, state, "a.pt")
+    images = torch.rand(2, 1, 8, 8)
+    torch.testing.assert_close(plain.eval()(images), inside.eval()(images))
+
+
+def test_normalisation_layers_need_not_count_their_batches() -> None:
+    trained, model = (small(seed, name="preact_resnet18") for seed in (1, 0))
+    state = {name: one for name, one in trained.state_dict().items() if not name.endswith("num_batches_tracked")}
+    load_state(model, state, "a.pt")
+    assert equal(model, trained)
+
+
+def test_no_name_of_a_file_steers_the_terminal_or_fills_it() -> None:
+    state = {"\x1b[31mred\n\u202e": torch.ones(1), "x" * 5000: torch.ones(1), "": torch.ones(1)}
+    with pytest.raises(InputError) as raised:
+        load_state(small(0), state, "a.pt")
+    assert str(raised.value).isprintable()
+    assert "\\x1b[31mred\\n\\u202e" in str(raised.value)
+    assert len(str(raised.value)) < 500
 
 
 def test_statistics_of_normalisation_layers_are_taken_too(tmp_path: Path) -> None:
@@ -133,48 +235,6 @@ def test_a_single_missing_weight_is_refused(tmp_path: Path) -> None:
     state = small(1).state_dict()
     del state["network.fc2.bias"]
     assert "1 weights (fc2.bias) missing, 0 weights unexpected" in refusal(saved(tmp_path, state)).allowed
-
-
-class Evil:
-    def __reduce__(self) -> tuple[Any, ...]:
-        return Path.touch, (Path("evil"),)
-
-
-def test_no_code_of_a_file_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    assert "holds no tensors that can be read safely" in refusal(saved(tmp_path, {"a": Evil()}, "evil.pt")).allowed
-    assert not Path("evil").exists()
-
-
-@pytest.mark.parametrize("name", ["a.safetensors", "a.pt"])
-@pytest.mark.parametrize("content", [b"", b"nothing of the kind"])
-def test_a_damaged_file_is_refused(name: str, content: bytes, tmp_path: Path) -> None:
-    path = tmp_path / name
-    path.write_bytes(content)
-    assert "holds no tensors that can be read safely" in refusal(path).allowed
-
-
-@pytest.mark.parametrize("name", ["a.safetensors", "a.pt"])
-@pytest.mark.parametrize("part", [0.1, 0.5, 0.9, 0.99])
-def test_a_file_that_was_cut_off_is_refused(name: str, part: float, tmp_path: Path) -> None:
-    path = saved(tmp_path, small(1).state_dict(), name)
-    content = path.read_bytes()
-    path.write_bytes(content[: int(part * len(content))])
-    assert "holds no tensors that can be read safely" in refusal(path).allowed
-
-
-@pytest.mark.parametrize(
-    "content", [[torch.zeros(1)], {}, {"epoch": 3}, torch.zeros(2)], ids=["list", "{}", "int", "1"]
-)
-def test_a_file_without_a_state_dict_is_refused(content: object, tmp_path: Path) -> None:
-    assert "holds no state dict" in refusal(saved(tmp_path, content, "a.pth")).allowed
-
-
-def test_a_missing_file_a_folder_and_other_kinds_of_files_are_refused(tmp_path: Path) -> None:
-    assert "cannot be read (No such file or directory)" in refusal(tmp_path / "a.pt").allowed
-    (tmp_path / "folder.pt").mkdir()
-    assert "cannot be read (Is a directory)" in refusal(tmp_path / "folder.pt").allowed
-    assert refusal(tmp_path / "a.npz").allowed == "must be a .safetensors, .pt, .pth file"
 
 
 def test_a_file_must_have_the_digest_that_is_asked_for(tmp_path: Path) -> None:
