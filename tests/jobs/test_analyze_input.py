@@ -12,6 +12,9 @@ import pytest
 import safetensors.torch
 import torch
 
+from distsens.assembly import load_data
+from distsens.evaluation import find_subject
+from distsens.experiment import Experiment
 from distsens.models.lenet import lenet5
 
 GIVEN = "--model net.safetensors --factory lenet5 --data.name digits --threat.norm linf --threat.eps 0.1"
@@ -65,6 +68,9 @@ def run(run_here: Run, tmp_path: Path) -> Run:
         (f"{GIVEN} --ablation.replacements median", "error: ablation.replacements: got 'median'"),
         (f"{GIVEN} --measure signed", "error: measure: got 'signed'"),
         (f"{GIVEN} --names a b", "error: names: got ['a', 'b']"),
+        (f"{GIVEN} --pairs https://a/b", "error: pairs: got 'https://a/b'"),
+        (f"{GIVEN} --output https://a/b", "error: output: got 'https://a/b'"),
+        (f"{GIVEN} --output net.safetensors", "error: output: got 'file:///"),
         (f"{GIVEN} --pairs nowhere", "error: pairs: got 'nowhere'"),
         (f"{GIVEN} --pairs pairs", "error: pairs: got 'pairs'; their images are not those"),
         (f"{GIVEN} --data.limit 100000", "error: data.limit: got 100000"),
@@ -103,6 +109,53 @@ def test_the_threat_of_saved_pairs_may_not_be_said_otherwise(run: Run, tmp_path:
     left_out = GIVEN.replace("--threat.norm linf --threat.eps 0.1", "").split()
     code, _, error = run(*left_out, "--pairs", "pairs")
     assert (code, error) == (2, "error: pairs: got 'pairs'; they were made to fool another model\n")
+
+
+@pytest.fixture
+def digit_pairs(run: Run, tmp_path: Path) -> Path:
+    """Pairs of two validation images of the digits, and what evaluate.py writes beside them."""
+    split = load_data(Experiment()).validation.take(np.array([3, 5]))
+    images = split.tensors()[0][slice(None)].numpy()
+    folder = tmp_path / "saved"
+    folder.mkdir()
+    arrays = {"adversarial": (images / 255).astype(np.float32), "labels": np.arange(2), "image": np.array([3, 5])}
+    np.savez(folder / "pairs-00000.npz", images=images, **arrays)
+    subject = find_subject(str(tmp_path / "net.safetensors"), factory="lenet5")
+    data = {"name": "digits", "split": "validation", "images": 6, "digest": "d"}
+    about = {"model": {"sha256": subject.sha256}, "threat": {"norm": "linf", "eps": 0.2}, "data": data}
+    (folder / "pairs.json").write_text(json.dumps(about))
+    return folder
+
+
+def test_data_and_threat_of_saved_pairs_need_not_be_said_and_may_not_be_said_otherwise(
+    run: Run, digit_pairs: Path, tmp_path: Path
+) -> None:
+    given = ("--model", "net.safetensors", "--factory", "lenet5", "--pairs", "saved", "--dry-run")
+    for said in ((), ("--data.name", "digits", "--data.split", "validation")):
+        code, output, error = run(*given, *said)
+        assert (code, error) == (0, ""), error
+        assert "everything that can be checked is in order" in output
+    for flag, value, pairs in (("name", "mnist", "digits"), ("split", "train", "validation")):
+        code, _, error = run(*given, f"--data.{flag}", value)
+        assert (code, error) == (2, f"error: data.{flag}: got '{value}'; the pairs are of {pairs}\n")
+    about = json.loads((digit_pairs / "pairs.json").read_text())
+    for wrong in ({"split": "tests"}, {"root": 3}, ["digits"]):
+        (digit_pairs / "pairs.json").write_text(json.dumps({**about, "data": wrong}))
+        assert run(*given)[2] == "error: pairs: got 'saved'; its pairs.json is damaged\n"
+    (digit_pairs / "pairs.json").write_text(json.dumps({**about, "data": {"name": "npz", "root": "/no.npz"}}))
+    assert "no.npz" in run(*given)[2], "they are looked for where they were"
+
+
+def test_two_architectures_stand_side_by_side(run: Run, tmp_path: Path) -> None:
+    torch.save({"model": lenet5(shape=(1, 8, 8), classes=10).state_dict()}, tmp_path / "other.ckpt")
+    models = ("--model", "net.safetensors", "other.ckpt@lenet5", "net.safetensors@lenet5")
+    given = ("--data.name", "digits", "--threat.norm", "linf", "--threat.eps", "0.1", "--model.mean", "0.1307")
+    code, output, error = run(*models, *given, "--factory", "lenet5", "--model.std", "0.3081", "--dry-run")
+    assert (code, error) == (0, ""), error
+    assert "everything that can be checked is in order" in output
+    code, _, error = run(*models, *given, "--factory", "small_cnn", "--dry-run")
+    assert (code, error.count("\n")) == (2, 1)
+    assert error.startswith("error: model: got 'net.safetensors'; of another network: other shapes")
 
 
 def test_two_files_of_weights_are_built_by_the_same_factory_and_named_apart(run: Run, tmp_path: Path) -> None:

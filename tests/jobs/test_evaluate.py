@@ -27,13 +27,16 @@ pytestmark = pytest.mark.ray
 
 EPS = 0.08
 IMAGES = 40
+# Decides the ledgers that are compared below: whatever is judged is told so, or goes on with what was.
+MEAN, STD = 0.05, 0.9
+NETWORK = ("--factory", "lenet5", "--model.mean", str(MEAN), "--model.std", str(STD))
 EFFORT = ("--pgd.steps", "8", "--pgd.restarts", "2")
 
 
 @pytest.fixture
 def arguments(weights: Path) -> list[str]:
     return [
-        *("--model", str(weights), "--factory", "lenet5", "--data.name", "digits"),
+        *("--model", str(weights), *NETWORK, "--data.name", "digits"),
         *("--threat.norm", "linf", "--threat.eps", str(EPS), "--data.limit", str(IMAGES), "--shard", "10", *EFFORT),
     ]
 
@@ -52,7 +55,7 @@ def judged(make_job: Callable[..., Any], weights: Path) -> tuple[Any, dict[str, 
     """A whole evaluation by one examiner, with everything that can be asked of it."""
     job = make_job("evaluate.py")
     summary = job.finish(
-        *("--model", str(weights), "--factory", "lenet5", "--data.name", "digits"),
+        *("--model", str(weights), *NETWORK, "--data.name", "digits"),
         *("--threat.norm", "linf", "--threat.eps", str(EPS), "--data.limit", str(IMAGES), "--shard", "10", *EFFORT),
         *("--attacks", "pgd", "apgd-ce", "apgd-t", "--workers.num", "1", "--eps-curve", "0.02", "0.08", "0.2"),
         *("--corruptions", "brightness", "--diagnostics", "--claim", str(job.folder / "claim.json")),
@@ -113,7 +116,7 @@ def test_saved_pairs_are_the_images_and_examples_that_the_ledger_speaks_of(
         {name.removeprefix("module."): value for name, value in safetensors.torch.load_file(weights).items()}
     )
     with torch.no_grad():
-        predicted = network(torch.from_numpy(pairs["adversarial"])).argmax(1).numpy()
+        predicted = network((torch.from_numpy(pairs["adversarial"]) - MEAN) / STD).argmax(1).numpy()
     assert ((predicted == pairs["labels"]) == rows["broken_by"].isna()).all()
 
 
@@ -197,7 +200,7 @@ def test_a_claim_is_verified_and_a_false_one_is_refuted(
     judged: tuple[Any, dict[str, Any]], job: Any, weights: Path
 ) -> None:
     path = judged[0].folder / "claim.json"
-    sample = ("--model", str(weights), "--factory", "lenet5", "--data.limit", "30")
+    sample = ("--model", str(weights), *NETWORK, "--data.limit", "30")
     converted = job.folder / "converted.pt"
     state = safetensors.torch.load_file(weights)
     torch.save({name.removeprefix("module."): state[name] for name in sorted(state, reverse=True)}, converted)
