@@ -16,6 +16,7 @@ import subprocess
 import sys
 import time
 from contextlib import suppress
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -86,7 +87,11 @@ def _watch() -> None:
 
 def _end(uri: str, run_id: str, driver: str, status: str, message: str | None, ended_at: float) -> None:
     from mlflow import MlflowClient
+    from sqlalchemy.engine import make_url
 
+    url = make_url(uri)
+    if url.get_backend_name() == "sqlite" and not Path(str(url.database)).exists():
+        raise FileNotFoundError(url.database)  # It was moved: a client would make a new one in its old place.
     client = MlflowClient(uri)
     run = client.get_run(run_id)
     if run.info.status == "RUNNING" and run.data.tags.get(DRIVER_TAG) == driver:

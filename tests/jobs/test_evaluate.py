@@ -182,7 +182,7 @@ def test_a_killed_driver_is_resumed_after_its_last_shard_and_goes_on_to_further_
     evaluation = done[0].parents[1]
     until_then = json.loads((evaluation / "evaluation.json").read_text())["seconds"]
     summary, second = job.finish("--resume", str(evaluation), "--model", str(further))["models"]
-    assert not left.exists(), "something went into the old place"
+    assert not left.exists(), sorted(left.rglob("*"))
     assert summary["seconds"] > until_then > 0
     assert {path: path.stat().st_mtime_ns for path in before} == before, "a finished shard was judged again"
     pd.testing.assert_frame_equal(ledger_of(summary), ledger_of(judged[1]))

@@ -283,7 +283,7 @@ def test_an_interrupted_run_is_killed_resumable_and_leaves_no_process(
         resumed = job.finish("--resume", moved, "--workers.num", "1", **running)
         assert (resumed["epochs"], resumed["workers"]) == (6, 1)
         assert statuses(job) == ["FINISHED"]
-        assert not before.exists(), "something went into the old place"
+        assert not before.exists(), sorted(before.rglob("*"))
         logged = job.storage / "artifacts" / resumed["mlflow_run_id"] / "artifacts"
         names = {path.name for path in logged.iterdir()}
         assert {"experiment.yaml", "sensitivity", "weights", "checkpoint.json"} <= names, "of before and of after"

@@ -123,7 +123,7 @@ def resumed(killed: Killed, refused: Any) -> tuple[Any, dict[str, Any]]:
     summary = killed.job.finish("--resume", str(killed.folder))
     times = {path.relative_to(killed.folder): time for path, time in killed.results().items()}
     assert {path: times[path] for path in done} == done, "a rung that was done was trained again"
-    assert not before.exists(), "something went into the old place"
+    assert not before.exists(), sorted(before.rglob("*"))
     return killed.job, summary
 
 

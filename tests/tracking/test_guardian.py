@@ -18,6 +18,7 @@ import pytest
 from mlflow.exceptions import MlflowException
 
 from distsens.tracking import TrackedRun, is_store_error
+from distsens.tracking.guardian import _end
 
 if TYPE_CHECKING:
     from tests.tracking.conftest import Store
@@ -152,3 +153,9 @@ def test_a_run_whose_store_fails_at_its_end_is_ended_when_the_store_is_back(stor
     assert eventually(lambda: has_gone(guardian), seconds=60)
     found = store.client.get_run(run.run_id)
     assert (found.info.status, found.data.tags["distsens.outcome"]) == ("FAILED", "diverged")
+
+
+def test_a_store_that_was_moved_meanwhile_is_not_made_anew_in_its_old_place(tmp_path: Path):
+    with pytest.raises(FileNotFoundError):
+        _end(f"sqlite:///{tmp_path}/runs/mlflow.db", "a run", "a driver", "KILLED", None, time.time())
+    assert not list(tmp_path.iterdir())
