@@ -62,7 +62,8 @@ def examine(
 ) -> Examined:
     """Judge a classifier on images, in float32 and by a plain forward, whatever an attack may claim.
 
-    Whose logits are not all finite, as it is or attacked, is misclassified, and counted (``not_finite``).
+    An image whose logits are not all finite, as it is or attacked, is misclassified, and counted (``not_finite``); so
+    is one for which an attack gives pixels that are not: nothing has shown that it is robust.
 
     Parameters
     ----------
@@ -125,6 +126,17 @@ class _Bench:
         self.not_finite[rows] |= valid & (predicted == NO_CLASS)
         return predicted
 
+    def judged(self, threat: Threat, examples: Tensor, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Whether the examples of these images keep to the rules, what they are taken for, and whether they break them.
+
+        Those with pixels that are NaN or infinite keep to no rule, are of no class, and break their images.
+        """
+        lost = ~examples.isfinite().flatten(1).all(1)
+        valid = _inside(threat, examples, self.images[rows])
+        predicted = self.predict(examples, rows, valid).masked_fill(lost, NO_CLASS)
+        self.not_finite[rows] |= lost
+        return valid, predicted, lost | (valid & (predicted != self.labels[rows]))
+
     def reseed(self, numbers: Tensor, *context: str) -> None:
         """What is random in a model itself depends on the images too, and not on what its process did before."""
         torch.manual_seed(int(sample_keys(numbers[:1], self.judgement.seed, "model", *context)[0]))
@@ -146,10 +158,8 @@ class _Bench:
             self.reseed(self.numbers[rows], name)
             found = attack(self.model, self.images[rows], self.labels[rows], keys=keys)
             spent[rows] = found.evaluations
-            valid = _inside(self.judgement.threat, found.adversarial, self.images[rows])
+            valid, predicted, fooled = self.judged(self.judgement.threat, found.adversarial, rows)
             self.violations[rows] += (~valid).long()
-            predicted = self.predict(found.adversarial, rows, valid)
-            fooled = valid & (predicted != self.labels[rows])
             distances = self.judgement.threat.distance(self.images[rows], found.adversarial)
             for i, row in enumerate(rows.tolist()):
                 broken[row] = bool(fooled[i])
@@ -159,7 +169,7 @@ class _Bench:
                     self.adversarial[row] = found.adversarial[i]
                 if fooled[i]:
                     self.broken_by[row], self.broken_as[row] = name, int(predicted[i])
-                    self.distance[row] = float(distances[i])
+                    self.distance[row] = float(distances[i]) if valid[i] else None
         self.evaluations += spent
         self.columns[broken_column(name)] = broken
         self.columns[evaluations_column(name)] = spent.tolist()
@@ -173,9 +183,7 @@ class _Bench:
                 keys = sample_keys(self.numbers[rows], self.judgement.seed, "curve")
                 self.reseed(self.numbers[rows], "curve")
                 found = attack(self.model, self.images[rows], self.labels[rows], keys=keys)
-                valid = _inside(threat, found.adversarial, self.images[rows])
-                fooled = self.predict(found.adversarial, rows, valid) != self.labels[rows]
-                standing[rows] = ~(fooled & valid)
+                standing[rows] = ~self.judged(threat, found.adversarial, rows)[2]
             self.columns[curve_column(eps)] = standing.tolist()
 
     def corruption(self, family: str, severity: int, corrupted: Tensor) -> None:

@@ -67,9 +67,9 @@ class Ledger:
         ``broken_by`` : the first attack whose example is misclassified; ``clean`` if that needs none; missing if none.
         ``adversarial_prediction``, ``distance`` : of that example, the distance in the norm of the threat.
         ``evaluations`` : how often the image, changed or not, was shown to the classifier by all attacks.
-        ``violations`` : attacks whose example lay outside the ball or [0, 1], which did not count.
-        ``not_finite`` : whether logits of it, as it is, attacked or corrupted, were NaN or infinite. Such an image is
-            taken for class -1, so that it is misclassified.
+        ``violations`` : attacks whose example lay outside the ball or [0, 1], which did not count, or was no number.
+        ``not_finite`` : whether logits of it, as it is, attacked or corrupted, or pixels of an example were NaN or
+            infinite. Such an image is taken for class -1, so that it is misclassified.
 
     and those that the ``..._column`` functions name.
     """

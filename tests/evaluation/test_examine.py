@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,6 +34,8 @@ class Cheat:
             "far": 1.0 - images,
             "bright": images + 0.09 * (images == images.flatten(1).amax(1)[:, None, None, None]) + 1.0,
             "nan": torch.full_like(images, torch.nan),
+            "infinite": torch.full_like(images, torch.inf),
+            "one pixel": images.where(torch.arange(images[0].numel()).view(images.shape[1:]) > 0, torch.nan),
         }[self.how]
         return Found(examples, torch.ones(len(images), dtype=torch.int64))
 
@@ -96,7 +99,7 @@ def test_every_attack_sees_every_image_if_asked(model: nn.Module, images: tuple[
     assert all_of_them.under_attack["strong"].count <= all_of_them.under_attack["weak"].count
 
 
-@pytest.mark.parametrize("how", ["far", "bright", "nan"])
+@pytest.mark.parametrize("how", ["far", "bright"])
 def test_examples_outside_the_rules_do_not_count(model: nn.Module, images: tuple[Tensor, Tensor], how: str) -> None:
     found = examined(model, images, attacks={"cheat": Cheat(how)})
     assert found.ledger.robust == found.ledger.clean
@@ -217,5 +220,35 @@ def test_an_example_without_finite_logits_breaks_its_image(model: nn.Module, ima
 def test_an_example_that_does_not_count_is_not_counted_as_not_finite(
     model: nn.Module, images: tuple[Tensor, Tensor]
 ) -> None:
-    assert examined(model, images, attacks={"cheat": Cheat("nan")}).ledger.not_finite == 0
+    assert examined(model, images, attacks={"cheat": Cheat("far")}).ledger.not_finite == 0
     assert examined(model, images).ledger.not_finite == 0
+
+
+class Forgiving(nn.Module):
+    """The network, which makes numbers of what is none."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.network(x.nan_to_num(0.5, 0.5, 0.5))
+        return logits
+
+
+@pytest.mark.parametrize("how", ["nan", "infinite", "one pixel"])
+@pytest.mark.parametrize("wrap", [nn.Sequential, Forgiving])
+def test_no_image_is_robust_whose_example_is_no_number(
+    how: str, wrap: Callable[[nn.Module], nn.Module], model: nn.Module, images: tuple[Tensor, Tensor]
+) -> None:
+    radii = {0.05: (Threat("linf", 0.05), Cheat(how))}
+    found = examined(wrap(model), images, attacks={"cheat": Cheat(how), "strong": pgd()}, curve=radii)
+    ledger, right = found.ledger, found.ledger.rows["broken_by"] != "clean"
+    assert ledger.clean.count == right.sum() > 0
+    assert ledger.robust.count == 0
+    assert ledger.violations == ledger.not_finite == ledger.clean.count
+    assert set(ledger.rows.loc[right, "broken_by"]) == {"cheat"}
+    assert (ledger.rows.loc[right, "adversarial_prediction"] == -1).all()
+    assert ledger.rows["distance"].isna().all()
+    assert not ledger.rows.loc[right, "eps/0.05"].any()
+    assert torch.equal(found.adversarial, to_pixels(images[0]))
