@@ -36,9 +36,34 @@ def checked_logits(outputs: object, images: int) -> Tensor:
     raise InputError("model", described(outputs), allowed)
 
 
+class WeightsError(InputError):
+    """A network of whose weights some are NaN, and whose logits are finite for no image."""
+
+
+def check_weights(network: nn.Module, logits: Tensor) -> None:
+    """Refuse a network that has finite logits (N, K) for none of some images, because some of its weights are NaN.
+
+    Raises
+    ------
+    WeightsError : names the first of these weights.
+    """
+    if len(logits) == 0 or bool((predictions(logits) != NO_CLASS).any()):
+        return
+    for name, weight in network.named_parameters():
+        if bool(weight.isnan().any()):
+            raise WeightsError("model", "weights that are NaN", f"they must be numbers; some of {name} are not")
+
+
 def plain_logits(network: nn.Module, images: Tensor) -> Tensor:
-    """Float32 logits (N, K) by a forward of the network as it is; images are cast to the type of its weights."""
-    return checked_logits(network(in_own_type(network, images)), len(images)).float()
+    """Float32 logits (N, K) by a forward of the network as it is; images are cast to the type of its weights.
+
+    Raises
+    ------
+    InputError : see :func:`checked_logits` and :func:`check_weights`.
+    """
+    logits = checked_logits(network(in_own_type(network, images)), len(images)).float()
+    check_weights(network, logits.detach())
+    return logits
 
 
 def described(outputs: object) -> str:

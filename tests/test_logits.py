@@ -29,7 +29,7 @@ from distsens.attacks import (
 )
 from distsens.errors import InputError
 from distsens.evaluation import Judgement, LastIterate, examine, inspect, masking_checks, measure
-from distsens.logits import NO_CLASS, checked_logits, predictions, too_many_not_finite
+from distsens.logits import NO_CLASS, WeightsError, checked_logits, predictions, too_many_not_finite
 from distsens.models import build
 from distsens.objectives import pgd_at, trades
 from distsens.sensitivity import PairForwards, Stabilizer, Stabilizing, contributions
@@ -154,6 +154,15 @@ def test_whoever_shows_a_classifier_images_refuses_outputs_that_are_no_logits_in
         assert re.sub(r"\((12|18),", f"({COUNT},", str(raised.value.value)) == what
         assert "must return logits" in raised.value.allowed
         assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("name", [name for name in EVERYTHING if name not in ("pgd_at", "trades", "sns")])
+def test_whoever_judges_a_network_refuses_weights_that_are_no_numbers_in_one_line(name: str) -> None:
+    """A training step tells of them by its gradient instead: see ``StepResult``."""
+    network = Network()
+    network.head.bias.data[1] = torch.nan
+    with pytest.raises(WeightsError, match=r"^model: got 'weights that are NaN'; .*some of head.bias are not$"):
+        EVERYTHING[name](network)
 
 
 def test_an_output_that_has_logits_is_told_what_to_do() -> None:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from distsens.attacks.lean import Forward, lean_forwards, replaced
 from distsens.errors import InputError
-from distsens.logits import checked_logits
+from distsens.logits import check_weights, checked_logits
 from distsens.networks import in_eval_mode, in_own_type, keeping_buffers, memory_format_of, program, undistributed
 
 Logits = Callable[[Tensor], Tensor]
@@ -44,13 +44,16 @@ def attack_view(model: nn.Module, *, precision: torch.dtype | None = None) -> It
         nonlocal forwards
         layout = memory_format_of(network, images)
         arranged = in_own_type(network, images).to(memory_format=layout)
-        if forwards is None and len(images):
+        is_first = forwards is None and len(images) > 0
+        if is_first:
             forwards = lean_forwards(network, arranged.detach(), layout, precision)
         with (
             torch.autocast(device.type, dtype=precision, enabled=precision is not None),
             replaced(network, forwards or {}),
         ):
             outputs = checked_logits(_run(network, arranged), len(images))
+        if is_first:
+            check_weights(network, outputs.detach())
         return outputs.float()
 
     with ExitStack() as stack:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 
-from distsens.logits import too_many_not_finite
+from distsens.logits import WeightsError, too_many_not_finite
 from distsens.sensitivity import LayerSensitivity
 
 # Networks that only wait on a plateau at chance were seen to keep a quarter of it, crushed ones less than 1/100.
@@ -24,6 +25,17 @@ def check_finite(gradient_norm: float, *, epoch: int, step: int) -> None:
             f"the loss or its gradient became NaN or infinite at epoch {epoch}, step {step}: "
             "lower training.lr or set training.gradient_clip"
         )
+
+
+@contextmanager
+def stopping_at_weights(where: str) -> Iterator[None]:
+    """Stop where an attack in the block finds that weights of the network are NaN, on every worker."""
+    try:
+        yield
+    except WeightsError as error:
+        raise TrainingStoppedError(
+            f"the {error.value} at {where} ({error.allowed}): lower training.lr or set training.gradient_clip"
+        ) from None
 
 
 def check_classified(not_finite: int, images: int, *, epoch: int) -> None:

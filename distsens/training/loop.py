@@ -13,7 +13,7 @@ from distsens.attacks import GradientAttack
 from distsens.data import NO_EXTRA, Extra, Images, augment, epoch_batches, rank_share, read_ahead, to_pixels
 from distsens.randomness import sample_keys
 from distsens.sensitivity import LayerSensitivity, kept_fraction, select_neurons
-from distsens.training.health import check_classified, check_collapse, check_finite
+from distsens.training.health import check_classified, check_collapse, check_finite, stopping_at_weights
 from distsens.training.overfitting import (
     TRAINING_ATTACK,
     Alarm,
@@ -190,7 +190,9 @@ def train(
     """
     device = next(state.model.parameters()).device
     if not state.history:
-        record = _record(state, 0, {}, watchers.validate(), plan)
+        with stopping_at_weights("epoch 0"):
+            validation = watchers.validate()
+        record = _record(state, 0, {}, validation, plan)
         state.initial = record.sensitivity
         watchers.on_epoch(state, False)
     for epoch in range(state.epoch + 1, (plan.epochs if until is None else until) + 1):
@@ -204,7 +206,8 @@ def train(
         totals = sum_over_workers(sums, device)
         for module in (state.model, state.classifier):
             broadcast_buffers(module)
-        validation = watchers.validate()
+        with stopping_at_weights(f"epoch {epoch}"):
+            validation = watchers.validate()
         record = _record(state, epoch, _training_metrics(totals, plan, epoch, world()[1]), validation, plan)
         check_collapse(
             state.initial,
@@ -268,12 +271,13 @@ def _train_epoch(
         done = (epoch - 1) * steps + index
         for group in state.optimizer.param_groups:
             group["lr"] = plan.learning_rate.at(done)
-        result = step(
-            _batch(samples, share.start, pixels, epoch, labels, plan, next(state.model.parameters()).device),
-            eps_factor=_eps_factor(plan, done + 1, total),
-            sns_weight=_sns_weight(plan, done + 1, steps),
-            awp_gamma=plan.awp_gamma if done / total >= plan.awp_warmup else 0.0,
-        )
+        with stopping_at_weights(f"epoch {epoch}, step {index + 1}"):
+            result = step(
+                _batch(samples, share.start, pixels, epoch, labels, plan, next(state.model.parameters()).device),
+                eps_factor=_eps_factor(plan, done + 1, total),
+                sns_weight=_sns_weight(plan, done + 1, steps),
+                awp_gamma=plan.awp_gamma if done / total >= plan.awp_warmup else 0.0,
+            )
         check_finite(result.gradient_norm, epoch=epoch, step=index + 1)
         if state.average is not None:
             state.average.update_parameters(state.model)
