@@ -199,3 +199,20 @@ def test_fields_of_a_model_can_be_said_beside_its_address_in_any_order(
         assert model.model_dump() == {
             "address": "net.pt", "factory": "f:n", "mean": (0.1307,), "std": (0.3081,), "small_images": True,
         }  # fmt: skip
+
+
+def test_what_goes_on_and_what_follows_it_have_what_was_said_of_files_of_weights(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    said = {"factory": "f:n", "mean": (0.1307,), "std": (0.3081,), "small_images": False}
+    begun = [
+        Examination.parse({"model": {"address": address, **more}}) for address, more in (("r", {}), ("a.pt", said))
+    ]
+    fields = load("evaluate", monkeypatch)._fields
+    for changes in ({}, {"model": said}):
+        run, file = (Examination.parse(one).model for one in fields(changes, begun, [], None))
+        assert (run, file) == (begun[0].model, begun[1].model)
+    (_, _, further, another) = fields({"seed": 3}, begun[::-1], ["b.pt@g:m", "runs/r"], None)
+    assert Examination.parse(further).model.model_dump() == {"address": "b.pt@g:m", **said}
+    assert Examination.parse(another).model == Examination.parse({"model": {"address": "runs/r"}}).model
+    assert Examination.parse(further).seed == 3
