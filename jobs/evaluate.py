@@ -127,15 +127,16 @@ def _evaluate(options: Options, models: Sequence[str], changes: dict[str, Any]) 
         raise InputError(
             "claim", options.claim, "a claim is about all images or data.limit of them, and not about chosen ones"
         )
-    if claim is not None:
-        which = f"{len(chosen)} drawn at random: {', '.join(map(str, chosen))}" if chosen else "all"
-        console.print(f"judging the claim's images anew, {which}", highlight=False, soft_wrap=True)
     checked = []
     for examination in examinations:
         with checking(console) as tell:
             checked.append(check_examination(examination, tell))
         for warning in checked[-1].warnings:
             console.print(f"warning: {warning}", markup=False, highlight=False, soft_wrap=True)
+    if claim is not None:
+        numbers = checked[0].numbers[list(chosen)]
+        which = f"{len(chosen)} drawn at random: {', '.join(map(str, numbers))}" if chosen else "all"
+        console.print(f"judging the claim's images anew, {which}", highlight=False, soft_wrap=True)
     identity = identity_of(checked[0]) if claim is not None or options.claim is not None else None
     if claim is not None and identity is not None and (found := differences_from(claim, checked[0], identity)).faults:
         refuted = Verification(0, 0, 0, found.faults, found.notices)

@@ -19,6 +19,7 @@ import torch
 from mlflow import MlflowClient
 
 from distsens.assembly import load_data
+from distsens.data import representatives
 from distsens.experiment import Experiment
 from distsens.models.lenet import lenet5
 from distsens.storage import open_place
@@ -69,7 +70,9 @@ def test_the_summary_counts_the_ledger(judged: tuple[Any, dict[str, Any]]) -> No
     rows = ledger_of(summary)
     assert (summary["status"], summary["message"], summary["violations"]) == ("finished", None, 0)
     assert summary["judged"] == summary["images"] == len(rows) == IMAGES
-    assert rows["image"].tolist() == list(range(IMAGES))
+    test = load_data(Experiment()).test
+    assert rows["image"].tolist() == representatives(test.labels, IMAGES).tolist()
+    assert rows["label"].tolist() == test.labels[rows["image"].tolist()].tolist()
     assert summary["robust_accuracy"]["count"] == int(rows["broken_by"].isna().sum())
     assert summary["clean_accuracy"]["count"] == int((rows["label"] == rows["prediction"]).sum())
     assert 0 < summary["robust_accuracy"]["value"] < summary["clean_accuracy"]["value"]
@@ -107,7 +110,7 @@ def test_saved_pairs_are_the_images_and_examples_that_the_ledger_speaks_of(
     pairs = {name: np.concatenate([shard[name] for shard in shards]) for name in shards[0].files}
     rows = ledger_of(summary)
     test = load_data(Experiment()).test
-    assert (pairs["images"] == np.asarray(test.images)[:IMAGES]).all()
+    assert (pairs["images"] == np.asarray(test.images)[pairs["image"]]).all()
     assert pairs["labels"].tolist() == rows["label"].tolist()
     distance = np.abs(pairs["adversarial"] - pairs["images"] / np.float32(255)).max()
     assert distance <= EPS + 1e-6
