@@ -72,16 +72,14 @@ class Analyst:
 
     def measure(self, assignment: AnalystAssignment, model: int, rows: Sequence[int]) -> tuple[Measured, Any]:
         """Measure a shard of a model; beside the sums, the twins that are intervened on, (N, C, H, W) float32."""
-        first = int(assignment.numbers[rows[0]])
-        with logged(self._log, "measuring", model=model, first_image=first, images=len(rows)):
+        with logged(self._log, "measuring", model=model, first_image=rows[0], images=len(rows)):
             return self._at(assignment).measure(model, rows)
 
     def intervene(
         self, assignment: AnalystAssignment, model: int, rows: Sequence[int], twins: Any, plan: InterventionPlan
     ) -> Intervened:
         """Intervene on those of a shard of a model's pairs that are chosen for it."""
-        first = int(assignment.numbers[rows[0]])
-        with logged(self._log, "intervening", model=model, first_image=first, images=len(rows)):
+        with logged(self._log, "intervening", model=model, first_image=rows[0], images=len(rows)):
             return self._at(assignment).intervene(model, rows, twins, plan)
 
     def look(self, assignment: AnalystAssignment, model: int, wanted: Wanted) -> list[Sight]:

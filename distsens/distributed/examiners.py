@@ -60,7 +60,7 @@ class Examiner:
 
     def examine(self, assignment: Assignment, rows: Sequence[int], key: str) -> bytes:
         """Judge these images of the judged split; their ledger as Parquet. Wanted examples are stored first."""
-        with logged(self._log, "judging", first_image=int(assignment.numbers[rows[0]]), images=len(rows)):
+        with logged(self._log, "judging", first_image=rows[0], images=len(rows)):
             return self._at(assignment).examine(rows, key)
 
     def diagnose(self, assignment: Assignment) -> list[Check]:
