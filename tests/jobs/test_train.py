@@ -325,25 +325,27 @@ def test_a_run_that_its_mlflow_store_refuses_fails_in_one_line_and_can_be_resume
 
 def test_a_failing_worker_fails_the_run_and_says_why_and_has_a_thread_for_each_core(job: Any, quick: list[str]) -> None:
     (job.folder / "fragile.py").write_text(
-        "import torch\n"
+        "import torch, torch.distributed as dist\n"
         "class Fragile(torch.nn.Module):\n"
         "    def __init__(self, shape, classes):\n"
         "        super().__init__()\n"
         "        self.hidden = torch.nn.Linear(shape[1] * shape[2], 16)\n"
         "        self.out = torch.nn.Linear(16, classes)\n"
         "    def forward(self, x):\n"
-        "        if self.training:\n"
+        "        if self.training and dist.is_initialized():\n"  # and so not before the workers are there
+        f"            open({str(job.folder / 'attempts')!r}, 'a').write('x')\n"
         "            raise RuntimeError(f'never trains on {torch.get_num_threads()} threads')\n"
         "        return self.out(self.hidden(x.flatten(1)).relu())\n"
         "def build(*, shape, classes):\n"
         "    return Fragile(shape, classes)\n"
     )
-    alone = "--workers.num 1 --workers.cpus 2 --workers.max_failures 0"
+    alone = "--workers.num 1 --workers.cpus 2 --workers.max_failures 2"
     process = job.run(*quick, "--model.name", "fragile:build", *alone.split())
     assert process.popen.returncode == 1, process.output
     assert any(line.startswith("failed:") and "never trains on 2 threads" in line for line in process.lines), (
         process.output
     )
+    assert (job.folder / "attempts").read_text() == "x", "an error that would come again is not tried again"
     assert statuses(job) == ["FAILED"]
 
 
