@@ -137,9 +137,11 @@ def _find_format(network: nn.Module, images: Tensor) -> torch.memory_format:
             return torch.contiguous_format
         # In training mode layers may speak to other workers, who are not asked.
         for training in (False,) if dist.is_available() and dist.is_initialized() else (False, True):
-            expected = _tried(plain, images, torch.contiguous_format, training)
             found = _tried(last, images, torch.channels_last, training)
-            if expected is not None and (found is None or not (training or _alike(found, expected))):
+            if found is not None and training:
+                continue
+            expected = _tried(plain, images, torch.contiguous_format, training)
+            if expected is not None and (found is None or not _alike(found, expected)):
                 return torch.contiguous_format
     return torch.channels_last
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from distsens.errors import InputError
 from distsens.networks import program, unwrapped
-from distsens.sensitivity.survey import WEIGHTED, survey
+from distsens.sensitivity.survey import WEIGHTED, known_survey, survey
 
 AUTO = "auto"
 NOT_CALLED = "the layer was not called in the forward pass; name one that is"
@@ -61,7 +61,7 @@ def match_layers(
 
 def unreadable_layers(model: nn.Module, images: Tensor) -> tuple[str, ...]:
     """Those that ``"auto"`` means, but that cannot be read image by image."""
-    found = survey(unwrapped(model), images)
+    found = known_survey(unwrapped(model), images, ())
     return tuple(name for name in found.hidden if name in found.faults)
 
 

@@ -48,11 +48,10 @@ class Survey:
 
 def known_survey(network: nn.Module, images: Tensor, names: Iterable[str]) -> Survey:
     """The survey for images (N, ...) of that shape and type, made once for as long as it knows these layers."""
-    surveys = _known.setdefault(network, {})
-    key = images.shape[1:], images.dtype
-    if key not in surveys or not all(name in surveys[key].rows for name in names):
-        surveys[key] = survey(network, images)  # A network may have changed, and call other layers.
-    return surveys[key]
+    known = _known.get(network, {}).get(_kind(images))
+    if known is None or not all(name in known.rows for name in names):
+        known = survey(network, images)  # A network may have changed, and call other layers.
+    return known
 
 
 def survey(network: nn.Module, images: Tensor) -> Survey:
@@ -67,14 +66,20 @@ def survey(network: nn.Module, images: Tensor) -> Survey:
     The model, its hooks and the global random generators notice nothing of it. Three images are forwarded or, if the
     model fails on three, as many as were given. What the model raises is raised.
     """
-    images = in_own_type(network, images.detach())
+    typed = in_own_type(network, images.detach())
     with _undisturbed(network):
         try:
-            return _survey(network, images, _IMAGES)
+            found = _survey(network, typed, _IMAGES)
         except Exception:
             if len(images) <= _IMAGES:
                 raise
-            return _survey(network, images, len(images))
+            found = _survey(network, typed, len(images))
+    _known.setdefault(network, {})[_kind(images)] = found
+    return found
+
+
+def _kind(images: Tensor) -> object:
+    return images.shape[1:], images.dtype
 
 
 def _survey(network: nn.Module, images: Tensor, count: int) -> Survey:
