@@ -82,7 +82,7 @@ def as_written(model: nn.Module) -> Iterator[None]:
 def keeping_buffers(network: nn.Module) -> Iterator[None]:
     """Restore every buffer after the block: a network may update some of them in eval mode, too."""
     kept = [
-        (module, name, buffer, None if buffer is None else (buffer._version, buffer.clone()))
+        (module, name, buffer, None if buffer is None else buffer.clone())
         for module in network.modules()
         if not isinstance(module, torch.jit.ScriptModule)
         for name, buffer in module._buffers.items()
@@ -93,9 +93,10 @@ def keeping_buffers(network: nn.Module) -> Iterator[None]:
     finally:
         for module, name, buffer, before in kept:
             module._buffers[name] = buffer
-            # Batch norm's kernels count no version. By data, because a forward before the block may need the old one.
-            if buffer is not None and before is not None and (module.training or buffer._version != before[0]):
-                buffer.data.copy_(before[1])
+            if buffer is not None and before is not None:
+                # All, as batch norm's kernels count no version by which a change would show. By data, which counts
+                # none either, because a forward before the block may need them in its backward pass.
+                buffer.data.copy_(before)
 
 
 def in_own_type(network: nn.Module, images: Tensor) -> Tensor:

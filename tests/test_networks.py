@@ -207,3 +207,12 @@ def test_buffers_are_as_they_were_after_an_error() -> None:
     with pytest.raises(RuntimeError), keeping_buffers(network):
         network(_IMAGES).backward()
     assert network.calls == network.last == 0
+
+
+def test_buffers_that_were_updated_in_training_mode_are_as_they_were_also_if_eval_mode_follows() -> None:
+    network = _Views().eval()
+    before = {name: buffer.clone() for name, buffer in network.named_buffers()}
+    with keeping_buffers(network):
+        network.train()(_IMAGES)
+        network.eval()
+    torch.testing.assert_close(dict(network.named_buffers()), before, rtol=0, atol=0)
