@@ -10,7 +10,6 @@ import os
 import secrets
 import shlex
 import shutil
-import socket
 import subprocess
 import sys
 import tempfile
@@ -19,6 +18,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import psutil
+
+from distsens.distributed.ports import free_ports
 
 FOLDER = Path(__file__).resolve().parents[2] / ".cluster"
 
@@ -68,7 +69,7 @@ def _start(join: Path) -> None:
     token.write_text(secrets.token_hex(32))
     files = Path(tempfile.mkdtemp(prefix="distsens-", dir="/tmp"))  # a short path, as Ray puts sockets there
     (FOLDER / "ray").symlink_to(files)
-    port, dashboard = _free_ports(2)
+    port, dashboard = free_ports(2)
     clients = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token)}
     environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
     environment |= {
@@ -142,14 +143,6 @@ def _processes() -> set[psutil.Process]:
         except psutil.Error:  # of another user, or it has just ended
             continue
     return found
-
-
-def _free_ports(count: int) -> list[int]:
-    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    ports = [int(one.getsockname()[1]) for one in sockets]
-    for one in sockets:
-        one.close()
-    return ports
 
 
 if __name__ == "__main__":

@@ -10,7 +10,9 @@ from pathlib import Path
 from urllib.error import HTTPError, URLError
 from urllib.request import urlopen
 
-from daemons import Daemons, free_ports, run
+from daemons import Daemons, run
+
+from distsens.distributed.ports import free_ports
 
 PROGRAMS = ("ceph-authtool", "ceph-mon", "ceph-osd", "monmaptool", "radosgw", "radosgw-admin")
 _DAEMONS = ("ceph-mon", "ceph-osd", "radosgw")

@@ -12,7 +12,9 @@ from typing import Any
 from urllib.error import HTTPError, URLError
 from urllib.request import Request, urlopen
 
-from daemons import Daemons, free_ports
+from daemons import Daemons
+
+from distsens.distributed.ports import free_ports
 
 WORKERS = 2
 _SECONDS_TO_END_JOBS = 20.0

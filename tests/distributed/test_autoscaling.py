@@ -17,8 +17,10 @@ from typing import Any
 
 import forks
 import pytest
-from processes import end_processes_with, free_ports
+from processes import end_processes_with
 from ray.autoscaler._private.fake_multi_node.node_provider import FAKE_HEAD_NODE_ID, FakeMultiNodeProvider
+
+from distsens.distributed.ports import free_ports
 
 ROOT = Path(__file__).resolve().parents[2]
 BIN = Path(sys.executable).parent

@@ -35,11 +35,12 @@ import pytest
 import stack as stack_module
 import tracking_server
 from ceph import Ceph
-from daemons import Daemons, StackError, free_ports
+from daemons import Daemons, StackError
 from postgres import Postgres
 from ray.job_submission import JobSubmissionClient
 
 from distsens.distributed.gauges import LAST_CHECKPOINT, OF_EPOCHS
+from distsens.distributed.ports import free_ports
 
 ROOT = Path(__file__).resolve().parents[2]
 BIN = Path(sys.executable).parent

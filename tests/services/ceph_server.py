@@ -12,7 +12,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from ceph import Ceph, missing
-from daemons import free_ports
+
+from distsens.distributed.ports import free_ports
 
 __all__ = ["S3Server", "missing", "running", "wait_until"]
 
