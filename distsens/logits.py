@@ -36,8 +36,8 @@ def checked_logits(outputs: object, images: int) -> Tensor:
     raise InputError("model", described(outputs), allowed)
 
 
-class WeightsError(InputError):
-    """A network of whose weights some are NaN, and whose logits are finite for no image."""
+class NotFiniteError(InputError):
+    """A network whose logits are finite for none of some images."""
 
 
 def check_weights(network: nn.Module, logits: Tensor) -> None:
@@ -45,13 +45,13 @@ def check_weights(network: nn.Module, logits: Tensor) -> None:
 
     Raises
     ------
-    WeightsError : names the first of these weights.
+    NotFiniteError : names the first of these weights.
     """
     if len(logits) == 0 or bool((predictions(logits) != NO_CLASS).any()):
         return
     for name, weight in network.named_parameters():
         if bool(weight.isnan().any()):
-            raise WeightsError("model", "weights that are NaN", f"they must be numbers; some of {name} are not")
+            raise NotFiniteError("model", "weights that are NaN", f"they must be numbers; some of {name} are not")
 
 
 def plain_logits(network: nn.Module, images: Tensor) -> Tensor:

@@ -29,7 +29,7 @@ from distsens.attacks import (
 )
 from distsens.errors import InputError
 from distsens.evaluation import Judgement, LastIterate, examine, inspect, masking_checks, measure
-from distsens.logits import NO_CLASS, WeightsError, checked_logits, predictions, too_many_not_finite
+from distsens.logits import NO_CLASS, NotFiniteError, checked_logits, predictions, too_many_not_finite
 from distsens.models import build
 from distsens.objectives import pgd_at, trades
 from distsens.sensitivity import PairForwards, Stabilizer, Stabilizing, contributions
@@ -161,7 +161,7 @@ def test_whoever_judges_a_network_refuses_weights_that_are_no_numbers_in_one_lin
     """A training step tells of them by its gradient instead: see ``StepResult``."""
     network = Network()
     network.head.bias.data[1] = torch.nan
-    with pytest.raises(WeightsError, match=r"^model: got 'weights that are NaN'; .*some of head.bias are not$"):
+    with pytest.raises(NotFiniteError, match=r"^model: got 'weights that are NaN'; .*some of head.bias are not$"):
         EVERYTHING[name](network)
 
 

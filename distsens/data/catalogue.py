@@ -83,6 +83,8 @@ def load(
     published = DATASETS[name](source)
     splits = _splits(published, source, validation_fraction, seed, holds_out=holds_out)
     train = splits.train if limit is None else _limited(splits.train, limit, seed)
+    if not source.judged:
+        _check_trainable(name if source.root is None else str(source.root), published.classes, splits)
     dataset = Dataset(
         name,
         published.classes,
@@ -132,6 +134,15 @@ def _splits(published: Published, source: Source, fraction: float | None, seed: 
         train, validation, test = _with_validation(train, test, fraction, seed, published.classes)
     none = train.take(np.arange(0))
     return _Splits(train, none if validation is None else validation, test, own, tuple(notices))
+
+
+def _check_trainable(root: str, classes: Sequence[str], splits: _Splits) -> None:
+    """Refuse what a training would find out at its end, or never."""
+    if len(classes) < 2:
+        raise InputError("data.root", root, f"must hold images of two classes or more; all are of class {classes[0]}")
+    for split, images in (("validation", splits.validation), ("test", splits.test)):
+        if len(images) == 0 and not (split == "validation" and not splits.own_validation):
+            raise InputError("data.root", root, f"its {split} split must hold images, or not be there at all")
 
 
 def _with_validation(

@@ -15,12 +15,14 @@ from distsens import assembly
 from distsens.data import ImageSet, rank_share, to_pixels
 from distsens.errors import InputError, said
 from distsens.experiment import Experiment
-from distsens.networks import in_eval_mode, keeping_buffers
+from distsens.logits import NO_CLASS, plain_logits, predictions, too_many_not_finite
+from distsens.networks import evaluate, in_eval_mode, keeping_buffers
 from distsens.sensitivity import Stabilizer
 from distsens.training import Batch, TrainingState
 
 # What a step holds for its backward pass, so that large networks on large shares are tried on fewer images.
 _MOST_BYTES = 512 * 2**20
+_JUDGED = 8
 _CPU = torch.device("cpu")
 
 _DECIDING = (
@@ -60,6 +62,7 @@ def rehearse(experiment: Experiment, model: nn.Module, neurons: Mapping[str, int
         if _shares_statistics(experiment) and halved and _pairs(stabilizer, whole) == 1:
             # Also of all workers together a norm may see a single image, where it takes halves by themselves.
             _rehearse(experiment, model, neurons, images, whole)
+        _judge(experiment, model, images)
 
 
 def what_decides(experiment: Experiment) -> Decisive:
@@ -148,6 +151,16 @@ def _step(experiment: Experiment, model: nn.Module, neurons: Mapping[str, int], 
     if not result.finite:
         raise _of_model(experiment, f"its loss or gradient is NaN or infinite on {_images(size)}, before any step")
     _check_gradients(experiment, model)
+
+
+def _judge(experiment: Experiment, model: nn.Module, images: ImageSet) -> None:
+    """Refuse a network that says nothing of the images it will be judged on, in eval mode, whatever it learns."""
+    pixels, _ = _first(images, _JUDGED)
+    evaluate(model)
+    with torch.no_grad():
+        lost = int((predictions(plain_logits(model, pixels)) == NO_CLASS).sum())
+    if (line := too_many_not_finite(lost, len(pixels))) is not None:
+        raise _of_model(experiment, f"in eval mode {line}, before any step")
 
 
 def _refusal(experiment: Experiment, problem: Exception, share: Share, pairs: int) -> InputError:

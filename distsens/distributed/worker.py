@@ -24,7 +24,6 @@ from distsens.distributed.monitor import ActorTold, EndedEarly, EpochFinished, E
 from distsens.distributed.streaming import stream
 from distsens.evaluation import Measurement, measure
 from distsens.experiment import Experiment
-from distsens.logits import too_many_not_finite
 from distsens.storage import RUN_FILE, Checkpoints, open_place
 from distsens.training import (
     WEIGHTS,
@@ -32,7 +31,9 @@ from distsens.training import (
     TrainingState,
     TrainingStoppedError,
     Watchers,
+    check_classified,
     load_weights,
+    stopping_at_nan,
     train,
 )
 
@@ -141,15 +142,14 @@ class _Worker:
         try:
             self._post(Started(self.size, str(self.device), tuple(state.history), skipped))
             ended_early = self._train()
-        except TrainingStoppedError as stopped:
-            # Every worker stops here by itself, at the same step: a restart would only come to the same end.
-            self.log.error(str(stopped))
-            self._post(Stopped(f"{stopped}; last good checkpoint: {self._newest_checkpoint()}"))
-        else:
             if ended_early is not None:
                 self._post(EndedEarly(state.epoch, ended_early))
             if self.job.tested:
                 self._test()
+        except TrainingStoppedError as stopped:
+            # Every worker stops here by itself, at the same step: a restart would only come to the same end.
+            self.log.error(str(stopped))
+            self._post(Stopped(f"{stopped}; last good checkpoint: {self._newest_checkpoint()}"))
 
     def _train(self) -> str | None:
         """Train to the end; why it ended early, if it did."""
@@ -229,10 +229,9 @@ class _Worker:
             "pgd": assembly.build_attack(self.experiment, self.experiment.test),
             "fgsm": assembly.build_fgsm(self.experiment),
         }
-        measurement = self._measure("test", attacks, tell=True)
-        if (line := too_many_not_finite(measurement.not_finite, measurement.images)) is not None:
-            self._post(Stopped(f"{line} of the test split"))
-            return
+        with stopping_at_nan("on the test split"):
+            measurement = self._measure("test", attacks, tell=True)
+        check_classified(measurement.not_finite, measurement.images, "test split")
         self.log.info("tested", extra={"epoch": best, "images": measurement.images, **measurement.robust_accuracies})
         self._post(Tested(best, measurement))
 

@@ -11,8 +11,7 @@ from torch import Tensor, nn
 
 from distsens.attacks import GradientAttack, attack_view
 from distsens.data import Images, rank_share, to_pixels
-from distsens.errors import InputError
-from distsens.logits import NO_CLASS, predictions
+from distsens.logits import NO_CLASS, NotFiniteError, predictions
 from distsens.precision import full_float32
 from distsens.randomness import sample_keys
 from distsens.sensitivity import (
@@ -87,7 +86,8 @@ def measure(
 
     Raises
     ------
-    InputError : what the model returns is not logits, or they are finite for no image.
+    InputError : what the model returns is not logits.
+    NotFiniteError : they are finite for no image.
     """
     rank, workers = (
         (dist.get_rank(), dist.get_world_size()) if dist.is_available() and dist.is_initialized() else (0, 1)
@@ -119,7 +119,7 @@ def measure(
         meter.reduce()
     clean, *robust, not_finite = (int(count) for count in counts.tolist())
     if layers and meter.pairs == 0:
-        raise InputError("model", "logits that are NaN or infinite", "they must be finite; those of no image are")
+        raise NotFiniteError("model", "logits that are NaN or infinite", "they must be finite; those of no image are")
     sensitivity = {layer: values.cpu() for layer, values in meter.compute().items()} if layers else {}
     return Measurement(len(images), clean, dict(zip(attacks, robust, strict=True)), sensitivity, not_finite)
 

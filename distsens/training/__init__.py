@@ -2,7 +2,13 @@
 
 from distsens.training.batch_norm import BatchNormHalves, keeping_statistics, normalising_halves
 from distsens.training.free import FreeStep
-from distsens.training.health import TrainingStoppedError, check_classified, check_collapse, check_finite
+from distsens.training.health import (
+    TrainingStoppedError,
+    check_classified,
+    check_collapse,
+    check_finite,
+    stopping_at_nan,
+)
 from distsens.training.loop import Plan, Progress, Step, Validation, Watchers, train
 from distsens.training.overfitting import (
     TRAINING_ATTACK,
@@ -61,6 +67,7 @@ __all__ = [
     "robust_overfitting",
     "rolled_back",
     "sharing_statistics",
+    "stopping_at_nan",
     "stored_history",
     "sum_over_workers",
     "train",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
-from distsens.logits import WeightsError, too_many_not_finite
+from distsens.logits import NotFiniteError, too_many_not_finite
 from distsens.sensitivity import LayerSensitivity
 
 # Networks that only wait on a plateau at chance were seen to keep a quarter of it, crushed ones less than 1/100.
@@ -28,20 +28,20 @@ def check_finite(gradient_norm: float, *, epoch: int, step: int) -> None:
 
 
 @contextmanager
-def stopping_at_weights(where: str) -> Iterator[None]:
-    """Stop where an attack in the block finds that weights of the network are NaN, on every worker."""
+def stopping_at_nan(where: str) -> Iterator[None]:
+    """Stop where it is found in the block that the network has finite logits for no image, on every worker."""
     try:
         yield
-    except WeightsError as error:
+    except NotFiniteError as error:
         raise TrainingStoppedError(
-            f"the {error.value} at {where} ({error.allowed}): lower training.lr or set training.gradient_clip"
+            f"the network has {error.value} {where} ({error.allowed}): lower training.lr or set training.gradient_clip"
         ) from None
 
 
-def check_classified(not_finite: int, images: int, *, epoch: int) -> None:
+def check_classified(not_finite: int, images: int, where: str) -> None:
     """Stop when the network's logits are NaN or infinite for too many of the images that it is judged on."""
     if (line := too_many_not_finite(not_finite, images)) is not None:
-        raise TrainingStoppedError(f"{line} (validation after epoch {epoch}): lower training.lr")
+        raise TrainingStoppedError(f"{line} ({where}): lower training.lr")
 
 
 def check_collapse(

@@ -13,7 +13,7 @@ from distsens.attacks import GradientAttack
 from distsens.data import NO_EXTRA, Extra, Images, augment, epoch_batches, rank_share, read_ahead, to_pixels
 from distsens.randomness import sample_keys
 from distsens.sensitivity import LayerSensitivity, kept_fraction, select_neurons
-from distsens.training.health import check_classified, check_collapse, check_finite, stopping_at_weights
+from distsens.training.health import check_classified, check_collapse, check_finite, stopping_at_nan
 from distsens.training.overfitting import (
     TRAINING_ATTACK,
     Alarm,
@@ -190,7 +190,7 @@ def train(
     """
     device = next(state.model.parameters()).device
     if not state.history:
-        with stopping_at_weights("epoch 0"):
+        with stopping_at_nan("before the first epoch"):
             validation = watchers.validate()
         record = _record(state, 0, {}, validation, plan)
         state.initial = record.sensitivity
@@ -206,7 +206,7 @@ def train(
         totals = sum_over_workers(sums, device)
         for module in (state.model, state.classifier):
             broadcast_buffers(module)
-        with stopping_at_weights(f"epoch {epoch}"):
+        with stopping_at_nan(f"after epoch {epoch}"):
             validation = watchers.validate()
         record = _record(state, epoch, _training_metrics(totals, plan, epoch, world()[1]), validation, plan)
         check_collapse(
@@ -271,7 +271,7 @@ def _train_epoch(
         done = (epoch - 1) * steps + index
         for group in state.optimizer.param_groups:
             group["lr"] = plan.learning_rate.at(done)
-        with stopping_at_weights(f"epoch {epoch}, step {index + 1}"):
+        with stopping_at_nan(f"at epoch {epoch}, step {index + 1}"):
             result = step(
                 _batch(samples, share.start, pixels, epoch, labels, plan, next(state.model.parameters()).device),
                 eps_factor=_eps_factor(plan, done + 1, total),
@@ -374,7 +374,7 @@ def _record(
     state: TrainingState, epoch: int, training: dict[str, float], validation: Validation, plan: Plan
 ) -> EpochRecord:
     """Append the epoch's record to the history; only the newest record keeps the neurons."""
-    check_classified(validation.not_finite, validation.images, epoch=epoch)
+    check_classified(validation.not_finite, validation.images, f"validation after epoch {epoch}")
     metrics = {
         "epoch": float(epoch),
         **training,

@@ -93,6 +93,8 @@ def test_a_file_without_a_test_split_gives_a_part_of_its_training_images(tmp_pat
         ({"train_labels": LABELS.astype(np.uint64) + np.uint64(2**63)}, "labels must be 0, 1, 2"),
         ({"val_images": _pixels(4, 6, 5)}, "must hold val_labels"),
         ({"val_images": _pixels(4, 6, 5), "val_labels": LABELS[:4] + 1}, "all of them in training"),
+        ({"test_images": _pixels(0, 6, 5), "test_labels": LABELS[:0]}, "its test split must hold images, or not be"),
+        ({"train_labels": LABELS * 0, "test_labels": LABELS[:8] * 0}, "two classes or more; all are of class 0"),
         ({"train_labels": LABELS + 1}, "labels must be 0, 1, 2"),
         ({"train_labels": LABELS * 2}, "labels must be 0, 1, 2"),
         ({"test_labels": LABELS[:8] - 1}, "labels must be 0, 1, 2"),
@@ -103,6 +105,13 @@ def test_a_file_without_a_test_split_gives_a_part_of_its_training_images(tmp_pat
 def test_other_contents_are_refused(tmp_path: Path, changes: dict[str, Any], says: str) -> None:
     with pytest.raises(InputError, match=says):
         _load(_write(tmp_path / "set.npz", **changes))
+
+
+def test_a_validation_split_without_images_is_refused_where_it_would_be_used(tmp_path: Path) -> None:
+    path = _write(tmp_path / "set.npz", val_images=_pixels(0, 6, 5), val_labels=LABELS[:0])
+    with pytest.raises(InputError, match="its validation split must hold images, or not be there at all"):
+        load("npz", Source(path), seed=0)
+    assert len(_load(path).validation) == 10
 
 
 def test_nothing_is_unpickled(tmp_path: Path) -> None:

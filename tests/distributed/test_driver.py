@@ -15,6 +15,7 @@ import pytest
 import torch
 from mlflow import MlflowClient
 from rich.console import Console
+from torch import Tensor, nn
 
 from distsens.distributed import driver
 from distsens.distributed.monitor import Event
@@ -102,6 +103,56 @@ def test_a_nan_loss_stops_the_run_with_epoch_step_and_last_good_checkpoint(train
     blown_up = {"optimizer": "sgd", "lr": 1e20, "schedule": "piecewise", "warmup": 0.5}
     ended = train({"training": blown_up})
     assert_failed(ended, "NaN", "epoch 1, step ", "last good checkpoint: none")
+
+
+class Sleeper(nn.Sequential):
+    """In eval mode it gives no numbers for bright images, from some training step on or once its weights are loaded."""
+
+    def __init__(self, awake: int, bright: float) -> None:
+        super().__init__(nn.Flatten(), nn.Linear(64, 16), nn.Linear(16, 10))
+        self.awake, self.bright = awake, bright
+
+    def _load_from_state_dict(self, *state: Any) -> None:
+        super()._load_from_state_dict(*state)
+        self.awake = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.awake -= self.training
+        logits: Tensor = super().forward(x)
+        asleep = (x.flatten(1).mean(1, keepdim=True) > self.bright) & (not self.training and self.awake <= 0)
+        return torch.where(asleep, torch.nan, logits)
+
+
+def at_validation(*, shape: tuple[int, ...], classes: int) -> nn.Module:
+    return Sleeper(40, -1.0)
+
+
+def at_the_test(*, shape: tuple[int, ...], classes: int) -> nn.Module:
+    return Sleeper(10**6, -1.0)
+
+
+def at_the_test_for_some(*, shape: tuple[int, ...], classes: int) -> nn.Module:
+    return Sleeper(10**6, 0.33)
+
+
+@pytest.mark.parametrize(
+    ("factory", "says"),
+    [
+        (
+            at_validation,
+            ("the network has logits that are NaN or infinite after epoch 3", ": epoch 2 in"),
+        ),
+        (at_the_test, ("the network has logits that are NaN or infinite on the test split", ": epoch 6 in")),
+        (at_the_test_for_some, ("NaN or infinite for ", " of 360 images, more than 5% (test split)", ": epoch 6 in")),
+    ],
+)
+def test_a_network_that_gives_no_numbers_in_eval_mode_is_not_published(
+    train: Callable[..., Ended], factory: Callable[..., nn.Module], says: tuple[str, ...]
+) -> None:
+    network = {"name": f"{__name__}:{factory.__name__}"}
+    ended = train({"model": network, "stabilize": {"weight": 0.0}, "training": {"ema_decay": None}})
+    assert_failed(ended, *says, "last good checkpoint: ")
+    assert (ended.summary.published, ended.summary.mlflow_model, ended.summary.test) == (None, None, None)
 
 
 def test_a_collapse_stops_the_run_with_a_clear_line(train: Callable[..., Ended]) -> None:

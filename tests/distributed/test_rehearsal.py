@@ -49,6 +49,7 @@ of_eight = network(fails)
 lost = network(misses)
 deaf = network(lambda self, x, logits: logits.detach() if self.training else logits)
 blind = network(lambda self, x, logits: logits * torch.nan if self.training else logits)
+asleep = network(lambda self, x, logits: logits if self.training else logits * torch.inf)
 numb = network(lambda self, x, logits: logits if self.training else logits.detach())
 drawn = network(lambda self, x, logits: nn.functional.dropout(logits, 0.5, self.training))
 """
@@ -89,6 +90,7 @@ def refusal(network: str, /, **changes: Any) -> InputError:
         ),
         ("deaf", "it cannot be trained: element 0 of tensors does not require grad"),
         ("numb", "it cannot be trained: it gives logits without a gradient"),
+        ("asleep", "in eval mode the model's logits are NaN or infinite for 8 of 8 images"),
         ("blind", "its loss or gradient is NaN or infinite on 16 images, before any step"),
     ],
 )

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from worker_processes import run_workers
 
 from distsens.attacks import GradientAttack, Threat
-from distsens.errors import InputError
 from distsens.evaluation import Measurement, measure
+from distsens.logits import NotFiniteError
 from distsens.randomness import sample_keys
 from distsens.sensitivity import ActivationProbe, SensitivityMeter, neuron_counts, split_pairs
 
@@ -258,5 +258,5 @@ def test_images_without_finite_logits_are_wrong_and_counted_and_not_in_the_sensi
 
 
 def test_a_network_without_any_finite_logits_cannot_be_measured(model: nn.Module) -> None:
-    with pytest.raises(InputError, match="they must be finite; those of no image are"):
+    with pytest.raises(NotFiniteError, match="they must be finite; those of no image are"):
         measured(Blind(model, -1.0), *split(8))

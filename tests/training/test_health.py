@@ -127,13 +127,13 @@ def test_either_silence_is_a_collapse_only_at_chance(vanished: str) -> None:
 
 
 def test_a_network_that_has_no_numbers_for_too_many_images_is_stopped() -> None:
-    check_classified(2, 40, epoch=3)
+    check_classified(2, 40, "validation after epoch 3")
     with pytest.raises(TrainingStoppedError, match=r"NaN or infinite for 3 of 40 images, more than 5% \(validation a"):
-        check_classified(3, 40, epoch=3)
+        check_classified(3, 40, "validation after epoch 3")
 
 
 def test_weights_that_are_no_numbers_stop_a_training_where_they_are_found() -> None:
     run = digits_run({"training": {"epochs": 1}})
     next(run.state.model.parameters()).data.fill_(torch.nan)
-    with pytest.raises(TrainingStoppedError, match=r"the weights that are NaN at epoch 1, step 1 \(.*0.weight"):
+    with pytest.raises(TrainingStoppedError, match=r"has weights that are NaN at epoch 1, step 1 \(.*0.weight"):
         run.go()
