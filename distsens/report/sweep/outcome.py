@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import isclose
 
 from distsens.report.sweep.state import TrialState, at_the_end, ranked
 from distsens.search import Space, hypervolume, importance, pareto_front
@@ -16,7 +17,9 @@ class Outcome:
 
     best : first. front : by rising clean accuracy. importance : by field, see ``distsens.search.importance``.
     importance_rung : where its scores were taken.
-    evaluations, seconds : of training, all trials. to_the_end : evaluations had each run the last rung alone, or None.
+    evaluations, seconds : of training, all trials.
+    to_the_end : the evaluations had nothing been ended early: of each trial that finished or was stopped those of the
+        last rung alone, on average over those that did it, and of any other what it has taken. None before one did.
     """
 
     best: tuple[TrialState, ...]
@@ -30,8 +33,18 @@ class Outcome:
 
     @property
     def saved(self) -> float | None:
-        """Part of the evaluations that ending trials early has saved."""
-        return None if not self.to_the_end else 1.0 - self.evaluations / self.to_the_end
+        """Part of ``to_the_end`` that ending trials early has saved; negative where the rungs took more than that."""
+        if not self.to_the_end:
+            return None
+        return 0.0 if isclose(self.evaluations, self.to_the_end) else 1.0 - self.evaluations / self.to_the_end
+
+    @property
+    def saving(self) -> str | None:
+        """The same in words; None where there were no rungs, or nothing to speak of was saved or lost."""
+        percents = round(100 * (self.saved or 0.0))
+        if not percents or not any(one.rungs_done > 1 for one in self.best):
+            return None
+        return f"{percents}% saved" if percents > 0 else f"{-percents}% more, by rungs that ended too few trials"
 
 
 def count(trials: Sequence[TrialState], space: Space) -> Outcome:
@@ -40,6 +53,8 @@ def count(trials: Sequence[TrialState], space: Space) -> Outcome:
     points = [point for one in finished if (point := one.point) is not None]
     rung, scores = _widest_rung(trials)
     last = [one.rungs[one.rung].evaluations for one in finished]
+    ended = sum(one.status in ("finished", "stopped") for one in trials)
+    others = sum(one.evaluations for one in trials if one.status not in ("finished", "stopped"))
     return Outcome(
         best=tuple(ranked(trials)),
         front=tuple(finished[position] for position in pareto_front(points)),
@@ -48,7 +63,7 @@ def count(trials: Sequence[TrialState], space: Space) -> Outcome:
         importance_rung=rung,
         evaluations=sum(one.evaluations for one in trials),
         seconds=sum(one.seconds for one in trials),
-        to_the_end=len(trials) * sum(last) / len(last) if last else None,
+        to_the_end=others + ended * sum(last) / len(last) if last else None,
     )
 
 

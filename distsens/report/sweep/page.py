@@ -61,10 +61,10 @@ def sweep_sentences(
                 f"The front has {len(outcome.front)} trials, from {first.clean:.2%} clean and {first.robust:.2%} "
                 f"robust to {last.clean:.2%} and {last.robust:.2%}; its hypervolume is {outcome.hypervolume:.4f}."
             )
-    if outcome.saved is not None and round(outcome.saved, 2) and any(one.rung > 1 for one in trials):
+    if outcome.saving is not None:
         said.append(
             f"Training took {outcome.evaluations:.3g} gradient evaluations; all trials to the end would have taken "
-            f"{outcome.to_the_end:.3g}: {outcome.saved:.0%} {'saved' if outcome.saved >= 0 else 'more, not saved'}."
+            f"{outcome.to_the_end:.3g}: {outcome.saving}."
         )
     shares = list(outcome.importance.values())
     if len(shares) > 1 and shares[0] > shares[1]:  # of one field alone, or of equal ones, there is no first

@@ -27,7 +27,8 @@ class SweepSummary:
     importance : share of the scores' variance that each field explains, at the rung that most trials did; empty for
         fewer than four trials.
     cost : ``evaluations`` and ``seconds`` of training over all trials, ``to_the_end`` what the evaluations would be
-        had each trial run the last rung alone (null before one did), ``saved`` the part saved.
+        had no trial been stopped early and each run the last rung alone (null before one did), ``saved`` the part
+        saved, negative where the rungs took more.
     champion : null unless finished: ``trial``, ``values``, ``run``, ``published``, ``mlflow_run_id``,
         ``registered`` (``models:/name@champion``), ``version``, and ``test`` as in a training's summary.
     at_a_time : trials that the cluster holds.

@@ -145,10 +145,10 @@ def show_sweep(console: Console, summary: SweepSummary, outcome: Outcome) -> Non
         names = short_names(outcome.importance)
         shares = ", ".join(f"{names[field]} {share:.0%}" for field, share in outcome.importance.items())
         console.print(f"importance (share of the scores' variance): {shares}", highlight=False, soft_wrap=True)
-    if outcome.saved is not None and any(one.rung > 1 for one in outcome.best):
+    if outcome.saving is not None:
         console.print(
             f"{outcome.evaluations:,.0f} gradient evaluations; {outcome.to_the_end:,.0f} had all trials gone to the "
-            f"end: {outcome.saved:.0%} saved",
+            f"end: {outcome.saving}",
             highlight=False,
             soft_wrap=True,
         )

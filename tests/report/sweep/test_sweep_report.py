@@ -8,6 +8,8 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from rich.console import Console
 
 from distsens.report.sweep import (
@@ -68,10 +70,52 @@ def test_the_front_and_the_cost_are_counted_from_the_trials(trials: list[TrialSt
     assert [one.number for one in outcome.front] == [3, 1]
     assert outcome.hypervolume == pytest.approx(0.98 * 0.8 + 0.01 * 0.7)
     assert outcome.evaluations == 5 * 10 + 3 * 100
-    assert outcome.to_the_end == 5 * 100
-    assert outcome.saved == pytest.approx(0.3)
+    assert outcome.to_the_end == 4 * 100 + 10, "the trial that failed would not have gone to any end"
+    assert outcome.saved == pytest.approx(60 / 410)
     assert outcome.importance_rung == 1
     assert next(iter(outcome.importance)) == "stabilize.weight"
+
+
+@given(
+    st.lists(
+        st.tuples(st.integers(1, 3), st.sampled_from(["finished", "stopped", "failed", "interrupted", "running"])),
+        min_size=1,
+        max_size=12,
+    ),
+    st.lists(st.floats(1.0, 1e9), min_size=3, max_size=3),
+)
+def test_a_saving_is_never_negative_unless_more_was_spent_and_then_it_says_so_in_words(
+    drawn: list[tuple[int, Any]], costs: list[float]
+) -> None:
+    """Each trial against itself: those that were ended early save the last rung, and all pay for the others."""
+    trials = []
+    for number, (rungs, status) in enumerate(drawn):
+        done = 3 if status == "finished" else min(rungs, 2)
+        one = trial(number, 1.0, *[(0.9, 0.5)] * done, status=status)
+        for rung, state in one.rungs.items():
+            state.evaluations = costs[rung - 1]
+        trials.append(one)
+    outcome = count(trials, SPACE)
+    statuses = [one.status for one in trials]
+    if "finished" not in statuses:
+        assert (outcome.saved, outcome.saving) == (None, None)
+        return
+    extra = sum(sum(costs[:2]) for one in trials if one.status == "finished")
+    spared = sum(costs[2] - one.evaluations for one in trials if one.status == "stopped")
+    assert outcome.saved is not None
+    assert outcome.saved * (outcome.to_the_end or 0.0) == pytest.approx(spared - extra, abs=1e-6 * sum(costs))
+    said = f"{outcome.saving}"
+    assert "-" not in said
+    assert ("more" in said) == (outcome.saved < -0.005) or abs(outcome.saved) == pytest.approx(0.005)
+    assert ("saved" in said) == (outcome.saved > 0.005) or abs(outcome.saved) == pytest.approx(0.005)
+
+
+@pytest.mark.parametrize("costs", [[1.1] * 7, [0.1, 0.2, 0.3]])
+def test_where_all_trials_go_to_the_end_at_once_nothing_is_saved_or_lost(costs: list[float]) -> None:
+    trials = [trial(number, 1.0, (0.9, 0.5)) for number in range(len(costs))]
+    for one, cost in zip(trials, costs, strict=True):
+        one.rungs[1].evaluations = cost
+    assert (count(trials, SPACE).saved, count(trials, SPACE).saving) == (0.0, None)
 
 
 def test_a_trial_is_the_same_after_it_was_written_down(trials: list[TrialState]) -> None:
@@ -89,7 +133,7 @@ def test_sentences_hold_the_numbers(trials: list[TrialState]) -> None:
     assert "5 trials: 3 went to the end, 1 were stopped early, 1 failed." in said
     assert "weight 2, layers auto. Trained anew, it has 97.00% clean and 80.00% robust accuracy on 100 test" in said
     assert "The front has 2 trials, from 98.00% clean and 80.00% robust to 99.00% and 70.00%" in said
-    assert "30% saved" in said
+    assert "15% saved" in said
     outcome = count(trials, SPACE)
     share = outcome.importance["stabilize.weight"]
     assert f"weight explains {share:.0%} of the variance of the scores of the 4 trials that did rung 1" in said
@@ -175,7 +219,7 @@ def test_the_final_table_marks_the_front_and_the_champion(trials: list[TrialStat
     said = output.getvalue()
     assert "finished * champion" in said
     assert "75.0%" in said
-    assert "350 gradient evaluations; 500 had all trials gone to the end: 30% saved" in said
+    assert "350 gradient evaluations; 410 had all trials gone to the end: 15% saved" in said
     assert "champion: trial 3, run run-champion, 97.00% clean and 80.00% robust on 100 test" in said
     assert set(summary.to_dict()["trials"][0]["rungs"][1]) == {
         "epochs",
