@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import re
 import tempfile
 import time
 import uuid
@@ -14,9 +13,9 @@ from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Literal
 
-from distsens.errors import InputError
 from distsens.tracking.guardian import DRIVER_TAG, OUTCOME_TAG, SWEEP_TAG, Guardian, end_trials
 from distsens.tracking.moved import follow_artifacts
+from distsens.tracking.names import names_in_mlflow
 from distsens.tracking.store import artifact_location, connect, find_run, open_experiment
 
 if TYPE_CHECKING:
@@ -98,7 +97,8 @@ class TrackedRun:
         nested = {} if sweep is None else {_PARENT_TAG: sweep, SWEEP_TAG: sweep, _TRIAL_TAG: trial or ""}
         started = client.create_run(experiment_id, tags={**tags, **nested, DRIVER_TAG: driver}, run_name=name)
         run = cls(client, started.info.run_id, driver, last_epoch=None, sweep=sweep)
-        client.log_batch(run.run_id, params=[Param(key, str(value)) for key, value in params.items()])
+        names = names_in_mlflow(params)
+        client.log_batch(run.run_id, params=[Param(names[key], str(value)) for key, value in params.items()])
         return run
 
     @classmethod
@@ -142,8 +142,8 @@ class TrackedRun:
         """Write an epoch's metrics in one call, with the epoch as their step and as the metric ``epoch``.
 
         An epoch up to `last_logged_epoch` is ignored: a resumed run repeats the epochs after its last checkpoint, with
-        the same numbers. Characters that MLflow refuses in a name become ``_``. Infinities are written as NaN, because
-        MLflow would store them as 1.8e308, a number that nobody measured.
+        the same numbers. Names that MLflow refuses are changed, see `names_in_mlflow`. Infinities are written as NaN,
+        because MLflow would store them as 1.8e308, a number that nobody measured.
 
         Raises
         ------
@@ -338,10 +338,7 @@ def _as_metrics(metrics: Mapping[str, float], step: int) -> list[Metric]:
     from mlflow.entities import Metric
 
     now = int(time.time() * 1000)
-    batch: dict[str, Metric] = {}
-    for name, value in metrics.items():
-        key = re.sub(r"[^\w/.\- :]", "_", name)
-        if key in batch:
-            raise InputError("metrics", sorted(metrics), f"{name!r} and another name both become {key!r}")
-        batch[key] = Metric(key, value if math.isfinite(value) else math.nan, now, step)
-    return list(batch.values())
+    names = names_in_mlflow(metrics)
+    return [
+        Metric(names[name], value if math.isfinite(value) else math.nan, now, step) for name, value in metrics.items()
+    ]
