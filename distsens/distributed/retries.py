@@ -1,9 +1,10 @@
-"""Which failures of a training's workers a restart can mend."""
+"""Which failures of a training's workers a restart can mend, now or when the work is resumed."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from http.client import HTTPException
 from typing import Any
 
 import ray
@@ -19,12 +20,15 @@ from ray.train.v2._internal.exceptions import (
 )
 from ray.train.v2._internal.execution.failure_handling import DefaultFailurePolicy, FailureDecision
 
+from distsens.distributed.patience import MachinesLostError
+from distsens.errors import InputError
 from distsens.storage import CheckpointError
 
 _OF_A_LOST_WORKER = (ray.exceptions.RayActorError, WorkerHealthCheckFailedError, WorkerHealthCheckTimeoutError)
 # What another machine, or a later moment, may not say again: of the network, the storage, memory, a device.
 _OF_ITS_PLACE = (
     OSError,
+    HTTPException,
     MemoryError,
     torch.OutOfMemoryError,
     torch.AcceleratorError,
@@ -32,6 +36,7 @@ _OF_ITS_PLACE = (
     ray.exceptions.RayError,
     RayTrainError,
     CheckpointError,
+    MachinesLostError,
 )
 # What libraries say of the same as mere RuntimeErrors, the other workers among them when one has gone.
 _OF_ITS_PLACE_IN_WORDS = re.compile(
@@ -63,6 +68,16 @@ class Trainer(TorchTrainer):
         return result
 
 
+def passes(error: BaseException) -> bool:
+    """Whether what ended a training is of a place or a moment, so that it may go well another time."""
+    if isinstance(error, WorkerGroupError):
+        return not would_come_again(error.worker_failures)
+    if isinstance(error, ray.exceptions.RayTaskError):
+        return passes(error.cause)
+    # What could not be read, for instance, is refused by the name of its field.
+    return _of_its_place(error) or (isinstance(error, InputError) and _of_its_place(error.__cause__))
+
+
 def would_come_again(failures: Mapping[int, BaseException]) -> bool:
     """Whether some worker's own Python code failed, and none was lost: where one was, the others' errors are of that.
 
@@ -76,7 +91,7 @@ def would_come_again(failures: Mapping[int, BaseException]) -> bool:
     return any(not _of_its_place(error) for error in errors)
 
 
-def _of_its_place(error: BaseException) -> bool:
+def _of_its_place(error: BaseException | None) -> bool:
     if isinstance(error, _OF_ITS_PLACE):
         return True
     return isinstance(error, RuntimeError) and bool(_OF_ITS_PLACE_IN_WORDS.search(str(error)))

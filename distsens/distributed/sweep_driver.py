@@ -45,6 +45,8 @@ _SETTINGS = {
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
     "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
     "RAY_AIR_NEW_OUTPUT": "0",
+    # The trials say themselves why they end, in a line.
+    "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",
     # In a bucket it writes its state by pyarrow, whose checksums not every S3 server takes.
     "AWS_REQUEST_CHECKSUM_CALCULATION": "when_required",
     "AWS_RESPONSE_CHECKSUM_VALIDATION": "when_required",
@@ -186,8 +188,12 @@ def _search(sweep: Searched, kit: TrialKit, recorder: SweepRecorder, resumed: bo
     trainable = tune.with_resources(tune.with_parameters(train_trial, kit=kit), resources(sweep.plan.base.workers))
     folder = f"{_tune_path(sweep)}/{TUNE_FOLDER}"
     earlier = _trials_in(folder) if resumed else []
-    recorder.settle(earlier)
-    tuner = tune.Tuner.restore(folder, trainable, resume_unfinished=True) if earlier else _tuner(sweep, trainable)
+    recorder.settle(earlier, errors=False)
+    tuner = (
+        tune.Tuner.restore(folder, trainable, resume_unfinished=True, resume_errored=True)
+        if earlier
+        else _tuner(sweep, trainable)
+    )
     with recorder, _tune_hears(caught):
         tuner.fit()
     known = _trials_in(folder)

@@ -32,9 +32,16 @@ class RungEnded:
 
 
 @dataclass(frozen=True)
+class GaveUp:
+    """An attempt has ended by what may pass; Ray Tune tries again as often as it may, and so does a resumed sweep."""
+
+    failure: str
+
+
+@dataclass(frozen=True)
 class TrialEvent:
     """Something that happened to a trial at a rung."""
 
     trial: str
     rung: int
-    event: Event | Began | RungEnded
+    event: Event | Began | RungEnded | GaveUp

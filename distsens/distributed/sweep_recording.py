@@ -6,7 +6,7 @@ import pickle
 import queue
 import threading
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import ray
@@ -14,7 +14,7 @@ from ray import tune
 
 from distsens.distributed.endings import EndedError
 from distsens.distributed.monitor import EpochFinished, Started
-from distsens.distributed.sweep_events import Began, RungEnded, TrialEvent
+from distsens.distributed.sweep_events import Began, GaveUp, RungEnded, TrialEvent
 from distsens.distributed.sweep_record import StoredSweep
 from distsens.distributed.trial import RungResult, TrialKit, trial_results
 from distsens.report.sweep import RungState, SweepView, TrialState
@@ -47,11 +47,12 @@ class SweepRecorder:
     """
 
     def __init__(self, stored: StoredSweep, plan: SweepPlan, kit: TrialKit, view: SweepView, tracking: Any) -> None:
-        self.trials = stored.trials()
+        self.trials = {trial: _taken_up(state) for trial, state in stored.trials().items()}
         self.error: Exception | None = None
         self._stored, self._plan, self._kit, self._view, self._tracking = stored, plan, kit, view, tracking
         self._runs: dict[str, TrackedRun] = {}
         self._offsets: dict[str, int] = {}
+        self._given_up: dict[str, str] = {}
         self._ends: queue.SimpleQueue[_Ended] = queue.SimpleQueue()
         self._steps: dict[str, Progress] = {}
         self._over = threading.Event()
@@ -88,10 +89,11 @@ class SweepRecorder:
                 f"trial {last.number}: {last.failure}"
             )
 
-    def settle(self, trials: Sequence[Any]) -> None:
+    def settle(self, trials: Sequence[Any], *, errors: bool = True) -> None:
         """Write what nobody has told of Ray Tune's trials that have ended, as under a driver that was killed.
 
         What Ray Tune does not know was drawn when that driver died, and is drawn anew; what it has done stays.
+        Without ``errors`` those that it gave up have not ended: they are about to be tried again.
         """
         for unknown in self.trials.keys() - {one.trial_id for one in trials}:
             if self._results(unknown, self.trials[unknown].values):
@@ -100,7 +102,7 @@ class SweepRecorder:
                 del self.trials[unknown]
                 self._stored.forget(unknown)
         for one in trials:
-            if one.status in (one.TERMINATED, one.ERROR):
+            if one.status == one.TERMINATED or (errors and one.status == one.ERROR):
                 self._settle(one.trial_id, one.config, _DIED if one.status == one.ERROR else None)
 
     def _settle(self, trial: str, values: dict[str, Any], failure: str | None) -> None:
@@ -161,12 +163,14 @@ class SweepRecorder:
                 self._epoch(told.trial, told.rung, record)
             case RungEnded():
                 self._rung_ended(told.trial, told.rung, told.event)
+            case GaveUp(failure):
+                self._given_up[told.trial] = failure
 
     def _began(self, trial: str, rung: int, values: dict[str, Any], epochs: int) -> None:
         state = self.trials.get(trial)
         if state is None:
             state = self._drawn(trial, values)
-        state.values, state.status, state.failure = values, "running", None
+        state.values, state.status, state.failure, state.passing = values, "running", None, False
         state.rungs.setdefault(rung, RungState())
         self._offsets[trial] = epochs
         if trial not in self._runs:
@@ -237,7 +241,8 @@ class SweepRecorder:
         if state.status not in ("running", "interrupted"):
             return
         if end.failure is not None:
-            self._finish(state, "failed", "FAILED", end.failure)
+            state.passing = True
+            self._finish(state, "failed", "FAILED", self._given_up.get(end.trial, end.failure))
         else:
             self._finish(state, "stopped", "FINISHED", f"stopped at rung {state.rungs_done} of {self._plan.rungs}")
 
@@ -254,6 +259,11 @@ class SweepRecorder:
         run = self._runs.pop(state.trial, None)
         if run is not None:
             run.finish(run_status, message)
+
+
+def _taken_up(state: TrialState) -> TrialState:
+    """A trial of an earlier session as this one finds it: what may have passed is no failure yet."""
+    return replace(state, status="interrupted", failure=None, passing=False) if state.passing else state
 
 
 # Ray Tune pickles its callbacks for a later driver, which has a recorder of its own under the same name.

@@ -18,8 +18,9 @@ from ray import tune
 from distsens import assembly
 from distsens.distributed.endings import cause
 from distsens.distributed.monitor import EpochFinished, Event, Started, Stopped
+from distsens.distributed.retries import passes
 from distsens.distributed.shelf import SharedData
-from distsens.distributed.sweep_events import Began, RungEnded, TrialEvent
+from distsens.distributed.sweep_events import Began, GaveUp, RungEnded, TrialEvent
 from distsens.distributed.sweep_record import RESULT_FILE, SWEEP_FILE
 from distsens.distributed.training import follow, ray_notes, start_training
 from distsens.distributed.worker import Job, Seat, run_worker
@@ -110,9 +111,15 @@ class TrialKit:
 
 def train_trial(values: dict[str, Any], kit: TrialKit) -> None:
     """The trainable that Ray Tune runs: a trial with these values by dotted field."""
-    trial = tune.get_context().get_trial_id()
+    trial = _Trial(tune.get_context().get_trial_id(), values, kit)
     train = _train_in_intervals if kit.plan.sweep.scheduler == "pbt" else _train_in_rungs
-    train(_Trial(trial, values, kit))
+    try:
+        train(trial)
+    except DriverGoneError:
+        raise
+    except Exception as error:
+        trial.gave_up(error)
+        raise
 
 
 def _train_in_rungs(trial: _Trial) -> None:
@@ -199,7 +206,10 @@ class _Trial:
     def train(
         self, rung: int, experiment: Callable[[], Experiment], place: Place, epochs: int, until: int | None = None
     ) -> RungResult:
-        """Train at a rung, or read how an earlier attempt ended. Values that make no experiment are a failure too."""
+        """Train at a rung, or read how an earlier attempt ended. Values that make no experiment are a failure too.
+
+        What may pass is raised and not written down: the next attempt goes on from the last checkpoint.
+        """
         done = RungResult.load(place)
         if done is not None and (until is None or done.failure is not None or len(done.history) > until):
             self._post(rung, Began(self.values, epochs))
@@ -210,15 +220,11 @@ class _Trial:
         account = _Account(self, rung)
         try:
             self._run(experiment(), place, until, account)
-        except DriverGoneError:
-            raise
-        except (ray.train.TrainingFailedError, ray.exceptions.RayError) as error:
-            account.failure = cause(error)
-        except (InputError, CheckpointError, OSError) as error:
-            account.failure = str(error)
         except Exception as error:
+            if isinstance(error, DriverGoneError) or passes(error):
+                raise
             # A trial that cannot be trained is a result of the sweep, whatever the reason.
-            account.failure = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
+            account.failure = _in_a_line(error)
         result = RungResult(self.values, tuple(account.history), account.failure)
         result.save(place)
         return result
@@ -239,7 +245,8 @@ class _Trial:
         """Train with workers of their own, or, where one is enough, in this very actor."""
         if not open_place(self.kit.url).keys(SWEEP_FILE):
             allowed = "it is not what the driver wrote to, seen from this machine: give one that all machines share"
-            raise InputError("storage.path", self.kit.url, allowed)
+            # Of this machine: another one, or this one with the folder mounted, may do.
+            raise OSError(str(InputError("storage.path", self.kit.url, allowed)))
         write_run(place, RunRecord(experiment.model_dump(mode="json"), mlflow_run_id=""))
         data: SharedData = ray.get(self.kit.shelf.data.remote(experiment))
         assembly.build_model(experiment, data.shape, data.classes)  # says in one line what a worker would at length
@@ -252,11 +259,23 @@ class _Trial:
             with ray_notes() as notes, closing(start_training(job, notes)) as training:
                 follow(training, experiment, account, account.post)
 
-    def _post(self, rung: int, event: Event | Began | RungEnded) -> None:
+    def gave_up(self, error: Exception) -> None:
+        """Tell the driver what has ended this attempt, of which Ray Tune says no more than that it has."""
+        self._post(0, GaveUp(_in_a_line(error)))
+
+    def _post(self, rung: int, event: Event | Began | RungEnded | GaveUp) -> None:
         try:
             ray.get(self.kit.mailbox.post.remote(pickle.dumps(TrialEvent(self.name, rung, event))))
         except ray.exceptions.RayActorError:
             raise DriverGoneError(self.kit.url) from None
+
+
+def _in_a_line(error: Exception) -> str:
+    if isinstance(error, (ray.train.TrainingFailedError, ray.exceptions.RayError)):
+        return cause(error)
+    if isinstance(error, (InputError, CheckpointError, OSError)):
+        return str(error)
+    return f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
 
 
 @dataclass

@@ -136,7 +136,9 @@ class _Worker:
         fault, skipped = self._resume()
         self.log.info("begins", extra={"workers": self.size, "device": str(self.device), "epoch": state.epoch})
         if fault is not None:
-            self.log.error(fault)
+            self.log.error(str(fault))
+            if isinstance(fault, OSError):
+                raise fault
             self._post(Stopped(fault))
             return
         try:
@@ -169,17 +171,18 @@ class _Worker:
         images, labels = ray.get([self.job.arrays[f"{name}/images"], self.job.arrays[f"{name}/labels"]])
         return ImageSet(images, labels).tensors()
 
-    def _resume(self) -> tuple[str | None, tuple[str, ...]]:
+    def _resume(self) -> tuple[str | OSError | None, tuple[str, ...]]:
         """Take up the newest complete checkpoint, which rank 0 reads for all.
 
-        Returns why it cannot, for all workers to stop, and which newer checkpoints it had to skip.
+        Returns why it cannot, for all workers to stop or (an error that may pass) to be started anew, and which newer
+        checkpoints it had to skip.
         """
         fault, files, skipped = self._from_rank_zero(self._stored() if self.rank == 0 else None)
         if files is not None:
             self.state.load_files(files)
         return fault, tuple(skipped)
 
-    def _stored(self) -> tuple[str | None, dict[str, bytes] | None, tuple[str, ...]]:
+    def _stored(self) -> tuple[str | OSError | None, dict[str, bytes] | None, tuple[str, ...]]:
         """Why the run's storage is of no use from here, the files of the newest checkpoint, the checkpoints skipped.
 
         A run whose own record is not there is on a disk of another machine; no worker may begin it anew here.
@@ -193,7 +196,7 @@ class _Worker:
                 return fault, None, ()
             found = self.checkpoints.newest()
         except OSError as error:
-            return f"the storage cannot be read from the first worker's machine: {error}", None, ()
+            return OSError(f"the storage cannot be read from the first worker's machine: {error}"), None, ()
         return None, found.checkpoint.files if found.checkpoint else None, found.skipped
 
     def _from_rank_zero(self, content: Any) -> Any:

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+from http.client import IncompleteRead
 from typing import Any
 
 import pytest
 import ray
 import torch
 import torch.distributed as dist
-from ray.train import FailureConfig
+from ray.train import ControllerError, FailureConfig, WorkerGroupError
 from ray.train.v2._internal.exceptions import UserExceptionWithTraceback, WorkerHealthCheckFailedError
 from ray.train.v2._internal.execution.failure_handling import FailureDecision
 from ray.train.v2._internal.execution.worker_group.poll import WorkerGroupPollStatus, WorkerStatus
 
-from distsens.distributed.retries import FailurePolicy
+from distsens.distributed.patience import MachinesLostError
+from distsens.distributed.retries import FailurePolicy, passes
 from distsens.errors import InputError
 
 LOST = ray.exceptions.RayActorError()
@@ -71,6 +73,41 @@ def test_what_a_place_or_a_moment_is_to_blame_for_is_retried_as_often_as_wanted(
     again, enough = FailureDecision.RETRY, FailureDecision.RAISE
     assert decisions(error, times=3) == [again, again, enough]
     assert decisions(BROKEN, error, times=3) == [again, again, enough]
+
+
+def of_task(error: Exception) -> BaseException:
+    return ray.exceptions.RayTaskError("read", "Traceback", error).as_instanceof_cause()
+
+
+def refused(error: Exception) -> InputError:
+    """What could not be read, by the name of its field."""
+    refusal = InputError("data.root", "s3://bucket/a.png", "could be read when the run began")
+    refusal.__cause__ = error
+    return refusal
+
+
+@pytest.mark.parametrize(
+    ("error", "does"),
+    [
+        (ConnectionResetError("reset by peer"), True),
+        (IncompleteRead(b""), True),
+        (MemoryError(), True),
+        (LOST, True),
+        (ControllerError(RuntimeError("no placement group in time")), True),
+        (WorkerGroupError("", {0: LOST, 1: KeyError("aux")}), True),
+        (MachinesLostError("workers.num", 2, "the cluster has room for 1"), True),
+        (of_task(OSError("the storage answers 503")), True),
+        (refused(OSError("the storage answers 503")), True),
+        (KeyError("aux"), False),
+        (WorkerGroupError("", {0: KeyError("aux"), 1: BROKEN}), False),
+        (InputError("model", "tuple of 2", "it must return logits"), False),
+        (of_task(InputError("data.root", "/x", "it is gone")), False),
+        (refused(ValueError("no image")), False),
+    ],
+    ids=lambda one: type(one).__name__,
+)
+def test_what_a_place_or_a_moment_is_to_blame_for_passes(error: Exception, does: bool) -> None:
+    assert passes(error) == does
 
 
 def test_where_a_worker_was_lost_the_others_errors_are_of_that() -> None:

@@ -13,6 +13,7 @@ import pytest
 from mlflow import MlflowClient
 from rich.console import Console
 
+from distsens.distributed.sweep_events import GaveUp, TrialEvent
 from distsens.distributed.sweep_record import StoredSweep, find_sweep
 from distsens.distributed.sweep_recording import SweepRecorder, TooManyFailedError
 from distsens.distributed.trial import RungResult, TrialKit, last_training
@@ -110,6 +111,24 @@ def test_a_trial_whose_process_died_before_it_began_is_recorded_as_failed(make_s
     with pytest.raises(TooManyFailedError, match=r"^2 trials failed, more than sweep.max_failed \(1\)"):
         recorder.check()
     assert [one.number for one in recorder.in_order] == [0, 1]
+
+
+def test_a_resumed_sweep_tries_again_what_may_have_passed_and_counts_it_as_no_failure(
+    make_sweep: Callable[..., Sweep],
+) -> None:
+    sweep = make_sweep(max_failed=0)
+    before = sweep.recorder()
+    before._take(TrialEvent("t0", 0, GaveUp("the storage answers 503")))
+    before.settle([TuneTrial("t0", "ERROR")])
+    (state,) = before.in_order
+    assert (state.status, state.failure, state.passing) == ("failed", "the storage answers 503", True)
+    with pytest.raises(TooManyFailedError, match=r"trial 0: the storage answers 503$"):
+        before.check()
+    after = sweep.recorder()
+    after.settle([TuneTrial("t0", "ERROR")], errors=False)
+    (state,) = after.in_order
+    assert (state.status, state.failure, state.passing) == ("interrupted", None, False)
+    after.check()
 
 
 def test_a_trial_that_ray_tune_has_forgotten_is_none(make_sweep: Callable[..., Sweep]) -> None:

@@ -9,8 +9,10 @@ import pytest
 import torch
 from torch import nn
 
+from distsens.distributed.sweep_events import GaveUp
 from distsens.distributed.sweep_record import StoredSweep
-from distsens.distributed.trial import RungResult, TrialKit, _take_over, last_training
+from distsens.distributed.trial import RungResult, TrialKit, _take_over, _Trial, last_training
+from distsens.errors import InputError
 from distsens.experiment import Experiment
 from distsens.search import FAILED, Sweep, SweepPlan
 from distsens.storage import Checkpoints, open_place
@@ -72,6 +74,41 @@ def test_a_trial_goes_on_from_anothers_newest_epoch_and_takes_its_best_along(tmp
     assert best is not None
     state.load_files(Checkpoints(mine).load(best.epoch).files)
     assert (best.epoch, model.weight[0, 0].item()) == (1, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (ConnectionResetError("reset by peer"), None),
+        (MemoryError(), None),
+        (RuntimeError("view size is not compatible"), "RuntimeError: view size is not compatible"),
+        (InputError("model", "tuple of 2", "it must return logits"), "model: got 'tuple of 2'; it must return logits"),
+    ],
+    ids=lambda one: type(one).__name__,
+)
+def test_what_may_pass_is_not_written_down_as_a_trials_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, said: str | None
+) -> None:
+    told: list[Any] = []
+
+    def fail(*_: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(_Trial, "_post", lambda *post: told.append(post[-1]))
+    monkeypatch.setattr(_Trial, "_run", fail)
+    trial = _Trial("t0", {"stabilize.weight": 0.5}, TrialKit(SweepPlan.parse(RECIPE), f"file://{tmp_path}", None, None))
+    place = trial.place.child("rung-1")
+    if said is None:
+        with pytest.raises(type(error)):
+            trial.train(1, Experiment, place, 0)
+        trial.gave_up(error)
+        assert isinstance(told[-1], GaveUp)
+        assert RungResult.load(place) is None
+    else:
+        assert trial.train(1, Experiment, place, 0).failure == said
+        found = RungResult.load(place)
+        assert found is not None
+        assert found.failure == said
 
 
 def test_a_training_is_found_where_the_sweep_was_moved_to() -> None:

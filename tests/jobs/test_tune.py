@@ -297,6 +297,61 @@ def test_a_population_in_a_bucket_is_interrupted_and_its_worse_trial_goes_on_fro
     )
 
 
+# A network that the storage of its weights fails for as long as a file is there.
+FLAKY = """
+from pathlib import Path
+
+from distsens.models.lenet import lenet5
+
+DOWN = Path(__file__).with_name("down")
+
+
+def network(*, shape, classes):
+    if DOWN.exists():
+        raise ConnectionResetError("the weights cannot be fetched: reset by peer")
+    return lenet5(shape=shape, classes=classes)
+"""
+
+
+@pytest.mark.drill
+def test_a_trial_that_something_passing_has_ended_is_tried_again_when_the_sweep_is_resumed(
+    make_job: Callable[..., Any],
+) -> None:
+    job = make_job("tune.py")
+    (job.folder / "flaky.py").write_text(FLAKY)
+    recipe = {
+        **RECIPE,
+        "model": {"name": "flaky:network"},
+        "training": {**RECIPE["training"], "epochs": 1},
+        "search": {"training.lr": {"grid": [3.0e-3]}},
+        "sweep": {"searcher": "grid", "judged_images": 0, "max_failed": 0},
+    }
+    path = job.folder / "flaky.yaml"
+    path.write_text(yaml.safe_dump(recipe))
+    process = job.start(
+        "--recipe",
+        str(path),
+        "--summary",
+        "first.json",
+        PYTHONPATH=os.pathsep.join([str(job.folder), job.environment.get("PYTHONPATH", "")]),
+    )
+    process.wait_for("sweep ")
+    (job.folder / "down").touch()
+    assert process.end() == 1, process.output
+    first = json.loads((job.folder / "first.json").read_text())
+    (trial,) = first["trials"]
+    assert (trial["status"], trial["passing"]) == ("failed", True)
+    assert trial["failure"] == "the weights cannot be fetched: reset by peer"
+    assert "Traceback" not in process.output
+    assert not list((job.storage / first["sweep"]).glob("trials/**/result.json"))
+    (job.folder / "down").unlink()
+    summary = job.finish(
+        "--resume", first["sweep"], PYTHONPATH=os.pathsep.join([str(job.folder), job.environment.get("PYTHONPATH", "")])
+    )
+    assert [(one["status"], one["passing"]) for one in summary["trials"]] == [("finished", False)]
+    assert summary["champion"]["trial"] == trial["trial"]
+
+
 def test_a_dry_run_on_a_cluster_refuses_a_champion_that_it_cannot_hold(make_job: Callable[..., Any]) -> None:
     job = make_job("tune.py")
     champion = ("--sweep.champion.workers.num", "4")

@@ -33,6 +33,7 @@ class TrialState:
 
     trial : Ray Tune's id. number : from 0 on, in the order in which they were drawn. values : by searched field.
     status : ``stopped`` is ended by the scheduler, ``finished`` at the last rung.
+    passing : that it failed may be of a place or a moment, so that a resumed sweep tries it again.
     rungs : by number from 1 on.
     """
 
@@ -44,6 +45,7 @@ class TrialState:
     mlflow_run_id: str | None = None
     rungs: dict[int, RungState] = field(default_factory=dict)
     autoattack: float | None = None
+    passing: bool = False
 
     @property
     def rung(self) -> int:

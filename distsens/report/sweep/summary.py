@@ -17,7 +17,8 @@ class SweepSummary:
     mlflow_uri, mlflow_run_id : where it is tracked; its trials are the children of this run.
     search : distribution of each searched field, as text. settings : the recipe's ``sweep``.
     trials : for each ``trial``, ``number``, ``values``, ``status`` (``finished`` at the last rung, ``stopped`` by the
-        scheduler, ``failed``, ``interrupted``), ``failure``, ``mlflow_run_id``, ``autoattack`` (robust accuracy of a
+        scheduler, ``failed``, ``interrupted``), ``failure``, ``passing`` (whether a resumed sweep tries it again),
+        ``mlflow_run_id``, ``autoattack`` (robust accuracy of a
         finalist on validation, else null) and ``rungs``: by number, ``epochs``, ``clean`` and ``robust`` accuracy on
         validation in the best epoch, ``score`` by the goal, ``seconds`` and ``evaluations`` (gradient evaluations of
         the training attack).
