@@ -123,9 +123,13 @@ def _tune(options: Options, recipe: dict[str, Any], plan: SweepPlan, resumed: An
         return 0
     with SweepView(console, plan.total, plan.rungs) as view:
         summary, outcome, code = run_sweep(recipe, checked, view, lambda epochs: open_view(console, epochs), resumed)
-    show_sweep(console, summary, outcome)
     if options.summary is not None:
-        Path(options.summary).write_text(json.dumps(summary.to_dict(), indent=2) + "\n", encoding="utf-8")
+        try:
+            Path(options.summary).write_text(json.dumps(summary.to_dict(), indent=2) + "\n", encoding="utf-8")
+        except OSError as error:
+            print(f"the summary cannot be written: {error}", file=sys.stderr)
+            code = code or 1
+    show_sweep(console, summary, outcome)
     console.print(f"report: {address(summary.storage)}/report/report.html", highlight=False, soft_wrap=True)
     if summary.message is not None:
         print(f"{summary.status}: {summary.message}", file=sys.stderr)

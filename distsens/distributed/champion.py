@@ -122,7 +122,7 @@ def winner_of(sweep: Sweep, trials: Sequence[TrialState]) -> TrialState | None:
 
 
 def train_champion(sweep: Searched, winner: TrialState, view: View, notes: str, caught: Caught) -> dict[str, Any]:
-    """Train the winner anew, test it once, register it; what the summary says of it.
+    """Train the winner anew and test it once; what the summary says of it.
 
     An earlier session's training is taken up, and one that is done stays as it is.
     """
@@ -147,20 +147,6 @@ def train_champion(sweep: Searched, winner: TrialState, view: View, notes: str, 
         raise KeyboardInterrupt
     if summary.status != "finished":
         raise ChampionError(f"the champion's training failed: {summary.message}")
-    registered, version = None, None
-    if summary.mlflow_model is not None:
-        model = plan.sweep.registered_name or plan.base.name
-        lineage = {
-            "sweep": stored.name,
-            "sweep_run_id": sweep.tracked.run_id,
-            "trial": winner.trial,
-            "trial_run_id": winner.mlflow_run_id or "",
-            "run": summary.run,
-            "experiment_sha256": experiment.digest(),
-            "dataset_sha256": checked.dataset.train.digest(),
-        }
-        version = sweep.tracked.register(summary.mlflow_model, model, _ALIAS, lineage, run_id=summary.mlflow_run_id)
-        registered = f"models:/{model}@{_ALIAS}"
     result = {
         "trial": winner.trial,
         "number": winner.number,
@@ -168,10 +154,32 @@ def train_champion(sweep: Searched, winner: TrialState, view: View, notes: str, 
         "run": summary.run,
         "published": summary.published,
         "mlflow_run_id": summary.mlflow_run_id,
-        "registered": registered,
-        "version": version,
+        "mlflow_model": summary.mlflow_model,
+        "registered": None,
+        "version": None,
         "test": summary.test,
         "validation": summary.validation,
     }
     stored.keep_champion(winner.trial, run, result)
     return result
+
+
+def register_champion(sweep: Searched, winner: TrialState, champion: dict[str, Any]) -> dict[str, Any]:
+    """Register the trained winner, unless it is or MLflow holds no model of it; what the summary says of it then."""
+    plan, stored = sweep.plan, sweep.stored
+    if champion["registered"] is not None or champion.get("mlflow_model") is None:
+        return champion
+    model = plan.sweep.registered_name or plan.base.name
+    lineage = {
+        "sweep": stored.name,
+        "sweep_run_id": sweep.tracked.run_id,
+        "trial": winner.trial,
+        "trial_run_id": winner.mlflow_run_id or "",
+        "run": champion["run"],
+        "experiment_sha256": plan.champion(winner.values).digest(),
+        "dataset_sha256": sweep.checked.dataset.train.digest(),
+    }
+    version = sweep.tracked.register(champion["mlflow_model"], model, _ALIAS, lineage, run_id=champion["mlflow_run_id"])
+    registered = champion | {"registered": f"models:/{model}@{_ALIAS}", "version": version}
+    stored.keep_champion(winner.trial, champion["run"], registered)
+    return registered

@@ -8,18 +8,19 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any
 
 from ray import tune
 
-from distsens.distributed.champion import Searched, judge_finalists, train_champion, winner_of
+from distsens.distributed.champion import Searched, judge_finalists, register_champion, train_champion, winner_of
 from distsens.distributed.cluster import check_capacity_of_cluster, connected, places_of_cluster, start_here
-from distsens.distributed.endings import explain
+from distsens.distributed.endings import Status, explain
 from distsens.distributed.mailbox import Mailbox
 from distsens.distributed.provenance import provenance_tags
 from distsens.distributed.runs import new_name, pin_places
 from distsens.distributed.shelf import Shelf
 from distsens.distributed.signals import Caught, ignore_signals, signals_interrupt
+from distsens.distributed.sweep_closing import close_sweep
 from distsens.distributed.sweep_preflight import CheckedSweep
 from distsens.distributed.sweep_record import TUNE_FOLDER, StoredSweep
 from distsens.distributed.sweep_recording import SweepRecorder, TellsRecorder
@@ -27,17 +28,10 @@ from distsens.distributed.training import ray_notes
 from distsens.distributed.trial import TrialKit, train_trial
 from distsens.distributed.tuning import param_space, resources, scheduler, searcher
 from distsens.experiment import merge
-from distsens.report.sweep import (
-    Outcome,
-    SweepSummary,
-    SweepView,
-    count,
-    sweep_files,
-    sweep_metrics,
-)
+from distsens.report.sweep import Outcome, SweepSummary, SweepView, count
 from distsens.search import SweepPlan, meets_floor
 from distsens.storage import address
-from distsens.tracking import TrackedRun, is_store_error, reason, without_password
+from distsens.tracking import TrackedRun, without_password
 
 # Ray Tune writes down at least this often what a resumed sweep begins with.
 _SETTINGS = {
@@ -77,7 +71,8 @@ def run_sweep(
     open_training_view : makes the view of the champion's training, for so many epochs.
     """
     began = time.monotonic()
-    plan, status, message, code = checked.plan, "failed", None, 1
+    plan, message, code = checked.plan, None, 1
+    status: Status = "failed"
     for name, value in _SETTINGS.items():
         os.environ.setdefault(name, value)
     recorder: SweepRecorder | None = None
@@ -117,7 +112,9 @@ def run_sweep(
                 else:
                     with open_training_view(plan.champion(winner.values).training.epochs) as training_view:
                         sweep.champion = train_champion(sweep, winner, training_view, notes, caught)
-                    status, code = "finished", 0
+                    sweep.champion = register_champion(sweep, winner, sweep.champion)
+            if message is None:
+                status, code = "finished", 0
         except KeyboardInterrupt:
             ignore_signals()
             status, message, code = "interrupted", f"interrupted by {caught.name}", caught.exit_code
@@ -125,7 +122,11 @@ def run_sweep(
             message = explain(error, view.say)
         finally:
             ignore_signals()
-            outcome = _close(sweep, recorder, status, message, view)
+            outcome = count(recorder.in_order, plan.space)
+            ended = close_sweep(sweep, recorder, outcome, status, message)
+            if ended[0] != status:
+                code = 1
+            status, message = ended
     trials = recorder.in_order
     summary = SweepSummary(
         status=status,
@@ -255,29 +256,3 @@ def _tune_hears(caught: Caught) -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-def _close(
-    sweep: Searched,
-    recorder: SweepRecorder,
-    status: str,
-    message: str | None,
-    view: SweepView,
-) -> Outcome:
-    """End the trials' and the sweep's MLflow runs, with the report of what was found."""
-    ends: dict[str, Literal["FINISHED", "FAILED", "KILLED"]] = {"finished": "FINISHED", "interrupted": "KILLED"}
-    try:
-        recorder.interrupt()
-        outcome = count(recorder.in_order, sweep.plan.space)
-        if outcome.best:
-            trials, name = recorder.in_order, sweep.stored.name
-            for path, data in sweep_files(name, sweep.plan, trials, outcome, sweep.champion).items():
-                sweep.stored.place.put(f"report/{path}", data)
-                sweep.tracked.log_bytes(path, data)
-            sweep.tracked.log_result(sweep_metrics(trials, outcome, sweep.champion))
-        sweep.tracked.finish(ends.get(status, "FAILED"), message)
-    except Exception as error:
-        if not is_store_error(error):
-            raise
-        view.say(f"the MLflow run cannot be ended now ({reason(error)}); its guardian goes on trying for some minutes")
-    return count(recorder.in_order, sweep.plan.space)

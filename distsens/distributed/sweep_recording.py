@@ -122,9 +122,15 @@ class SweepRecorder:
 
     def interrupt(self) -> None:
         """Those that still train will be taken up by a resumed sweep."""
+        errors = []
         for state in self.in_order:
             if state.status == "running":
-                self._finish(state, "interrupted", "KILLED", "the sweep ended before it did")
+                try:
+                    self._finish(state, "interrupted", "KILLED", "the sweep ended before it did")
+                except Exception as error:  # of one of them, or of its store: the others are ended all the same
+                    errors.append(error)
+        if errors:
+            raise errors[0]
 
     def _rungs(self, trial: str) -> dict[int, RungState]:
         return self.trials[trial].rungs if trial in self.trials else {}

@@ -47,7 +47,9 @@ class Sweep(Section):
         {}, description="What the winner's own training changes in the recipe, as in {training.epochs: 20}."
     )
     registered_name: str | None = Field(
-        None, description="Registered MLflow model whose alias champion names the winner; default the recipe's name."
+        None,
+        pattern=r"^[^/:.\s][^/:]*$",  # what MLflow takes
+        description="Registered MLflow model whose alias champion names the winner; default the recipe's name.",
     )
 
 

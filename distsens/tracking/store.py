@@ -24,6 +24,8 @@ _ALLOWED = (
 _PATIENCE_S = 5
 _ANY_EXPERIMENT = "Default"
 
+_OF_STORES = ("boto3", "botocore", "requests", "sqlalchemy")
+
 BESIDE_TAG = "distsens.artifacts"
 """Of an experiment whose artifacts lie beside an SQLite store, and move with it."""
 
@@ -265,10 +267,11 @@ def _stage_on_server(url: URL, experiment: str) -> str | None:
 
 
 def is_store_error(error: BaseException) -> bool:
-    """Whether the store itself failed or refused: it is down, full, or not ours to write to."""
+    """Whether the store itself, or what keeps its artifacts, failed or refused: it is down, full, or not ours."""
     from mlflow.exceptions import MlflowException
 
-    return isinstance(error, MlflowException)
+    # MLflow passes on what the libraries say by which it reaches a bucket or a server's artifacts.
+    return isinstance(error, MlflowException) or type(error).__module__.partition(".")[0] in _OF_STORES
 
 
 def reason(error: BaseException) -> str:

@@ -313,11 +313,14 @@ def network(*, shape, classes):
 """
 
 
-@pytest.mark.drill
-def test_a_trial_that_something_passing_has_ended_is_tried_again_when_the_sweep_is_resumed(
-    make_job: Callable[..., Any],
-) -> None:
+@pytest.fixture(scope="module")
+def flaky(make_job: Callable[..., Any]) -> tuple[Any, list[Any], list[dict[str, Any]]]:
+    """A sweep whose trial cannot fetch its weights, resumed while its report cannot be kept, and resumed again.
+
+    The three processes and what they summarise.
+    """
     job = make_job("tune.py")
+    job.environment = job.environment | {"PYTHONPATH": f"{job.folder}{os.pathsep}{job.environment['PYTHONPATH']}"}
     (job.folder / "flaky.py").write_text(FLAKY)
     recipe = {
         **RECIPE,
@@ -328,28 +331,52 @@ def test_a_trial_that_something_passing_has_ended_is_tried_again_when_the_sweep_
     }
     path = job.folder / "flaky.yaml"
     path.write_text(yaml.safe_dump(recipe))
-    process = job.start(
-        "--recipe",
-        str(path),
-        "--summary",
-        "first.json",
-        PYTHONPATH=os.pathsep.join([str(job.folder), job.environment.get("PYTHONPATH", "")]),
-    )
-    process.wait_for("sweep ")
-    (job.folder / "down").touch()
-    assert process.end() == 1, process.output
-    first = json.loads((job.folder / "first.json").read_text())
+    down = job.folder / "down"
+    first = job.start("--recipe", str(path), "--summary", "0.json")
+    name = first.wait_for("sweep ").split()[1]
+    down.touch()
+    first.end()
+    down.unlink()
+    in_the_way = job.storage / name / "report"
+    in_the_way.touch()
+    second = job.run("--resume", name, "--summary", "1.json")
+    in_the_way.unlink()
+    third = job.run("--resume", name, "--summary", "2.json")
+    return job, [first, second, third], [json.loads((job.folder / f"{n}.json").read_text()) for n in range(3)]
+
+
+@pytest.mark.drill
+def test_a_trial_that_something_passing_has_ended_is_tried_again_when_the_sweep_is_resumed(
+    flaky: tuple[Any, list[Any], list[dict[str, Any]]],
+) -> None:
+    _, (process, *_), (first, second, _) = flaky
+    assert process.popen.returncode == 1, process.output
+    assert "Traceback" not in process.output
     (trial,) = first["trials"]
     assert (trial["status"], trial["passing"]) == ("failed", True)
-    assert trial["failure"] == "the weights cannot be fetched: reset by peer"
+    assert "ConnectionResetError: the weights cannot be fetched: reset by peer" in trial["failure"]
+    (again,) = second["trials"]
+    assert (again["trial"], again["status"], again["passing"]) == (trial["trial"], "finished", False)
+
+
+@pytest.mark.drill
+def test_what_fails_at_a_sweeps_end_is_said_in_one_line_beside_its_summary_and_alone_done_again(
+    flaky: tuple[Any, list[Any], list[dict[str, Any]]],
+) -> None:
+    job, (_, process, last), (_, second, third) = flaky
+    assert process.popen.returncode == 1, process.output
     assert "Traceback" not in process.output
-    assert not list((job.storage / first["sweep"]).glob("trials/**/result.json"))
-    (job.folder / "down").unlink()
-    summary = job.finish(
-        "--resume", first["sweep"], PYTHONPATH=os.pathsep.join([str(job.folder), job.environment.get("PYTHONPATH", "")])
-    )
-    assert [(one["status"], one["passing"]) for one in summary["trials"]] == [("finished", False)]
-    assert summary["champion"]["trial"] == trial["trial"]
+    assert second["status"] == "failed"
+    assert second["message"].startswith("the report could not be kept: ")
+    assert second["champion"]["registered"] == "models:/flaky@champion"
+    assert "best first" in process.output
+    assert f"failed: {second['message']}" in process.output
+    assert last.popen.returncode == 0, last.output
+    assert (third["status"], third["champion"]) == ("finished", second["champion"])
+    assert third["trials"] == second["trials"]
+    assert (job.storage / third["sweep"] / "report/report.html").exists()
+    parent, _ = sweep_runs(job)
+    assert parent.info.status == "FINISHED"
 
 
 def test_a_dry_run_on_a_cluster_refuses_a_champion_that_it_cannot_hold(make_job: Callable[..., Any]) -> None:

@@ -88,3 +88,9 @@ def test_every_trial_above_the_clean_floor_ranks_before_every_one_below_it() -> 
 
 def test_for_a_front_a_trial_is_worth_the_area_that_it_dominates() -> None:
     assert score(Sweep(goal="front"), Point(0.5, 0.4), last_rung=True) == pytest.approx(0.2)
+
+
+@pytest.mark.parametrize("name", ["team/model", "a:b", "", " ", "..", "/"])
+def test_a_name_that_mlflow_registers_no_model_under_is_refused_before_anything_is_trained(name: str) -> None:
+    with pytest.raises(InputError, match=r"^sweep\.registered_name: "):
+        SweepPlan.parse({**RECIPE, "sweep": {**RECIPE["sweep"], "registered_name": name}})

@@ -12,10 +12,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import botocore.exceptions
 import pytest
+import requests
+from boto3.exceptions import S3UploadFailedError
 
 from distsens.errors import InputError
-from distsens.tracking import TrackedRun, check_run, check_tracking
+from distsens.tracking import TrackedRun, check_run, check_tracking, is_store_error
 from distsens.tracking.store import absolute_uri, artifact_location, connect, open_experiment
 
 if TYPE_CHECKING:
@@ -206,3 +209,17 @@ def test_a_store_that_is_not_there_yet_holds_no_run_and_is_not_created(tmp_path:
     with pytest.raises(InputError, match="there is no store yet"):
         check_run(f"sqlite:///{tmp_path}/mlflow.db", "0" * 32)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        botocore.exceptions.EndpointConnectionError(endpoint_url="http://s3"),
+        S3UploadFailedError("503"),
+        requests.HTTPError("502 Server Error: Bad Gateway"),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+def test_what_keeps_the_artifacts_is_the_stores_too(error: Exception):
+    assert is_store_error(error)
+    assert not is_store_error(KeyError("layer"))

@@ -30,8 +30,9 @@ class SweepSummary:
     cost : ``evaluations`` and ``seconds`` of training over all trials, ``to_the_end`` what the evaluations would be
         had no trial been stopped early and each run the last rung alone (null before one did), ``saved`` the part
         saved, negative where the rungs took more.
-    champion : null unless finished: ``trial``, ``values``, ``run``, ``published``, ``mlflow_run_id``,
-        ``registered`` (``models:/name@champion``), ``version``, and ``test`` as in a training's summary.
+    champion : null until it is trained: ``trial``, ``values``, ``run``, ``published``, ``mlflow_run_id``,
+        ``mlflow_model``, ``registered`` (``models:/name@champion``), ``version``, and ``test`` as in a
+        training's summary.
     at_a_time : trials that the cluster holds.
     seconds : wall-clock time of this call.
     """
