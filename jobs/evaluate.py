@@ -34,7 +34,7 @@ from distsens.experiment import Experiment, merge
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from distsens.distributed.examination_driver import StoredEvaluation
+    from distsens.distributed.evaluations import StoredEvaluation
     from distsens.evaluation import Verification
     from distsens.report import EvaluationSummary
 
@@ -91,13 +91,12 @@ def _evaluate(options: Options, models: Sequence[str], changes: dict[str, Any]) 
     # Ray, torch and MLflow take seconds to import: only once the words of the command are in order.
     from rich.console import Console
 
+    from distsens.distributed.evaluations import check_further, find_evaluation
     from distsens.distributed.examination_driver import (
-        check_further,
         check_same,
         claim_of,
         command_to_resume,
         differences_from,
-        find_evaluation,
         identity_of,
         run_examination,
         verify_with,

@@ -2,26 +2,27 @@
 
 from __future__ import annotations
 
-import io
 import re
-import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from pydantic import Field, field_validator
 from torch import Tensor, nn
 
 from distsens.analysis.description import Analysis
 from distsens.analysis.measurement import MeasurementPlan
-from distsens.attacks import AttackName, GradientAttack, Threat, attack_named
+from distsens.attacks import AttackName, GradientAttack, Norm, Threat, attack_named
 from distsens.data import ImageSet
 from distsens.errors import InputError, renamed
 from distsens.examination import JudgedData
 from distsens.experiment import validate
 from distsens.sensitivity import match_layers
-from distsens.storage import Place, open_place, read_json
+from distsens.storage import Place, open_place
+from distsens.strict_json import Document, load_as
+from distsens.strict_npz import load_npz
 
 _TAKE_STEPS = ("pgd", "cw_pgd", "bim", "mim")
 _SHARD = re.compile(r"(?:.*/)?pairs-\d+\.npz")
@@ -99,6 +100,7 @@ class PairsFolder:
         not store them.
     data : name, split and, where they were said, place and size of the images that they are of, as fields of
         `JudgedData`.
+    evaluation : name of the one that made them, which each of their files carries; None as before.
     """
 
     address: str
@@ -107,6 +109,30 @@ class PairsFolder:
     threat: Threat | None
     model_sha256: str | None
     data: dict[str, Any] = field(default_factory=dict)
+    evaluation: str | None = None
+
+
+class _SaidThreat(Document):
+    norm: Norm
+    eps: float = Field(gt=0)
+
+
+class _SaidModel(Document):
+    sha256: str
+
+
+class _About(Document):
+    """What ``pairs.json`` says."""
+
+    threat: _SaidThreat
+    model: _SaidModel
+    data: dict[str, Any] = Field(default_factory=dict)
+    evaluation: str | None = None
+
+    @field_validator("data")
+    @classmethod
+    def _ours(cls, given: dict[str, Any]) -> dict[str, Any]:
+        return {name: value for name, value in given.items() if name in _OF_DATA}
 
 
 def find_pairs(address: str) -> PairsFolder:
@@ -126,12 +152,11 @@ def find_pairs(address: str) -> PairsFolder:
     if not place.keys(about):
         return PairsFolder(address, place, tuple(keys), None, None)
     try:
-        said = read_json(place, about)
-        threat = Threat(said["threat"]["norm"], said["threat"]["eps"])
-        data = {name: value for name, value in said.get("data", {}).items() if name in _OF_DATA}
-        validate(JudgedData, data)
-        return PairsFolder(address, place, tuple(keys), threat, str(said["model"]["sha256"]), data)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        said = load_as(_About, place.get(about))
+        validate(JudgedData, said.data)
+        threat = Threat(said.threat.norm, said.threat.eps)
+        return PairsFolder(address, place, tuple(keys), threat, said.model.sha256, said.data, said.evaluation)
+    except (OSError, ValueError):
         raise InputError("pairs", address, f"its {_ABOUT} is damaged") from None
 
 
@@ -149,9 +174,8 @@ def read_pairs(
     parts: list[dict[str, npt.NDArray[np.generic]]] = []
     for key in keys:
         try:
-            with np.load(io.BytesIO(place.get(key)), allow_pickle=False) as stored:
-                parts.append({name: stored[name] for name in _FIELDS})
-        except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+            parts.append(_checked(load_npz(place.get(key)), folder.evaluation))
+        except (OSError, ValueError) as error:
             raise InputError("pairs", f"{address}/{key}", f"cannot be read: {error}") from None
     numbers = np.concatenate([part["image"] for part in parts]).astype(np.int64)
     order = np.argsort(numbers, kind="stable")
@@ -169,3 +193,20 @@ def read_pairs(
         raise InputError("pairs", address, "their images are not those of the data set's split")
     adversarial = np.concatenate([part["adversarial"] for part in parts])[inside].astype(np.float32)
     return SavedPairs(numbers, rows, adversarial)
+
+
+def _checked(part: dict[str, npt.NDArray[Any]], evaluation: str | None) -> dict[str, npt.NDArray[Any]]:
+    """The arrays of one file, if they are pairs, and of the evaluation that its folder is of; else `ValueError`."""
+    if absent := [name for name in _FIELDS if name not in part]:
+        raise ValueError(f"it holds no {absent[0]}")
+    if evaluation is not None and (maker := str(part.get("evaluation"))) != evaluation:
+        raise ValueError(f"it is of another evaluation than its folder: {maker[:80]}")
+    images, twins, labels, numbers = (part[name] for name in _FIELDS)
+    if images.dtype != np.uint8 or images.ndim != 4:
+        raise ValueError(f"images are {images.dtype} {images.shape}, and must be uint8 (N, C, H, W)")
+    if twins.dtype.kind != "f" or twins.shape != images.shape:
+        raise ValueError(f"adversarial is {twins.dtype} {twins.shape}, and must be numbers {images.shape}")
+    for name, of in (("labels", labels), ("image", numbers)):
+        if of.dtype.kind not in "iu" or of.shape != images.shape[:1]:
+            raise ValueError(f"{name} is {of.dtype} {of.shape}, and must be whole numbers {images.shape[:1]}")
+    return {name: part[name] for name in _FIELDS}

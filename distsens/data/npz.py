@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import zipfile
-import zlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +13,7 @@ import numpy.typing as npt
 from distsens.data.images import ImageSet, Published
 from distsens.data.source import Source
 from distsens.errors import InputError
+from distsens.strict_npz import load_npz, names_in
 
 _CHANNELS = (1, 3)
 _ALONE = (("images", "labels"), ("image", "label"))
@@ -54,9 +53,8 @@ def read(source: Source) -> Published:
 def holds_training(path: Path) -> bool:
     """Whether a file can be trained on; one that cannot be read holds nothing."""
     try:
-        with np.load(path, allow_pickle=False) as file:
-            return "train_images" in file
-    except (OSError, ValueError, EOFError, TypeError, AttributeError, zipfile.BadZipFile):
+        return "train_images" in names_in(path)
+    except (OSError, ValueError):
         return False
 
 
@@ -104,25 +102,24 @@ def _judged(sets: Mapping[str, ImageSet], source: Source, path: Path) -> Publish
 
 
 def _read_sets(path: Path, field: str, pairs_in: Callable[[Sequence[str]], Pairs]) -> dict[str, ImageSet]:
+    pairs: dict[str, tuple[str, str]] = {}
+
+    def wanted(names: list[str]) -> list[str]:
+        pairs.update(pairs_in(names))
+        keys = [key for pair in pairs.values() for key in pair]
+        if absent := [key for key in keys if key not in names]:
+            raise InputError(field, str(path), f"must hold {absent[0]}; it holds {', '.join(names) or 'nothing'}")
+        return keys
+
     try:
-        file = np.load(path, allow_pickle=False)
-        if not isinstance(file, np.lib.npyio.NpzFile):
-            raise ValueError("it is a single array")
-        with file:
-            pairs = pairs_in(list(file))
-            absent = [key for pair in pairs.values() for key in pair if key not in file]
-            if absent:
-                raise InputError(field, str(path), f"must hold {absent[0]}; it holds {', '.join(file) or 'nothing'}")
-            return {
-                split: ImageSet(
-                    _channels_first(np.asarray(file[images]), field, images),
-                    _numbers(np.asarray(file[labels]), field, labels),
-                )
-                for split, (images, labels) in pairs.items()
-            }
+        found = load_npz(path, wanted)
+        return {
+            split: ImageSet(_channels_first(found[images], field, images), _numbers(found[labels], field, labels))
+            for split, (images, labels) in pairs.items()
+        }
     except InputError as problem:
         raise problem if problem.field == field else InputError(field, str(path), str(problem)) from None
-    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error) as problem:
+    except (OSError, ValueError) as problem:
         raise InputError(field, str(path), f"must be a readable .npz file ({problem})") from problem
 
 

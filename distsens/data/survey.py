@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import os
 import tempfile
-import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ import PIL
 
 from distsens.data.files import Fit
 from distsens.data.tree import Tree
+from distsens.strict_npz import load_npz
 
 _DECODING = 2
 """Counts the ways in which this package has decoded the same file to other pixels."""
@@ -37,14 +37,19 @@ def survey_key(tree: Tree, names: Sequence[str], fit: Fit) -> str:
     return content.hexdigest()
 
 
-def known_survey(key: str) -> Survey | None:
-    """The survey remembered under this key; None if there is none, or it cannot be read."""
+def known_survey(key: str, images: int) -> Survey | None:
+    """The survey of so many images that is remembered under this key; None if there is none, or another, or damaged."""
     try:
-        with np.load(_path(key), allow_pickle=False) as file:
-            problems = zip(file["numbers"].tolist(), file["problems"].tolist(), strict=True)
-            return Survey(file["digests"], dict(problems))
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+        found = load_npz(_path(key), ("key", "digests", "numbers", "problems"))
+    except (OSError, ValueError):
         return None
+    digests, numbers, problems = found["digests"], found["numbers"], found["problems"]
+    known = found["key"].shape == () and found["key"].dtype.kind == "U" and found["key"].item() == key
+    whole = digests.dtype == np.uint8 and digests.shape == (images, 32)
+    listed = numbers.dtype == np.int64 and problems.dtype.kind == "U" and numbers.shape == problems.shape
+    if not (known and whole and listed and numbers.ndim == 1) or ((numbers < 0) | (numbers >= images)).any():
+        return None
+    return Survey(digests, dict(zip(numbers.tolist(), problems.tolist(), strict=True)))
 
 
 def remember_survey(key: str, survey: Survey) -> None:
@@ -61,6 +66,7 @@ def remember_survey(key: str, survey: Survey) -> None:
         written = Path(folder) / path.name
         np.savez_compressed(
             written,
+            key=np.array(key),
             digests=survey.digests,
             numbers=np.array(list(survey.problems), np.int64),
             problems=np.array(list(survey.problems.values()), np.str_),

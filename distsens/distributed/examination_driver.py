@@ -2,26 +2,25 @@
 
 from __future__ import annotations
 
-import json
 import re
 import secrets
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 from distsens.distributed.cluster import check_capacity_of_cluster, connected
 from distsens.distributed.endings import MLFLOW_STATUS, EndedError, Status, cause, explain, finish
+from distsens.distributed.evaluations import Shards, StoredEvaluation
 from distsens.distributed.examination_preflight import CheckedExamination, pool
 from distsens.distributed.examiners import Assignment, Examiners, share_split
-from distsens.distributed.places import followed, pinned
+from distsens.distributed.places import pinned
 from distsens.distributed.provenance import package_versions, provenance_tags
 from distsens.distributed.shards import largest_shard, share_out
 from distsens.distributed.signals import ignore_signals, signals_interrupt
-from distsens.errors import InputError, renamed
+from distsens.errors import InputError
 from distsens.evaluation import (
     Check,
     Differences,
@@ -39,108 +38,13 @@ from distsens.examination import Examination, JudgedData, JudgedModel
 from distsens.experiment import Experiment, merge
 from distsens.logits import too_many_not_finite
 from distsens.report import EvaluationSummary, EvaluationView, evaluation_figure
-from distsens.storage import Place, address, open_place, place_name, read_json, write_json
+from distsens.storage import Place, address, open_place, write_json
 from distsens.tracking import TrackedRun, without_password
 
-EVALUATION_FILE = "evaluation.json"
 PAIRS_FILE = "pairs.json"
-_CHECKS_FILE = "checks.json"
-_FORMAT = 1
 _SECONDS_BETWEEN_LOOKS = 0.5
 _LONGEST_NAME = 100
 _PAIRS = re.compile(r"/pairs-(\d+)\.npz$")
-
-
-@dataclass(frozen=True)
-class StoredEvaluation:
-    """An evaluation in storage: a folder with ``evaluation.json`` and a ledger for each shard that is done.
-
-    seconds : that it took until the newest of these shards, in all sessions.
-    """
-
-    name: str
-    place: Place
-    examination: Examination
-    mlflow_run_id: str
-    model_sha256: str
-    source_sha256: str | None
-    data_digest: str
-    seconds: float = 0.0
-
-    def save(self) -> None:
-        """Write ``evaluation.json``, which makes the evaluation resumable."""
-        document = {
-            "format": _FORMAT,
-            "examination": self.examination.model_dump(mode="json"),
-            "mlflow_run_id": self.mlflow_run_id,
-            "model_sha256": self.model_sha256,
-            "source_sha256": self.source_sha256,
-            "data_digest": self.data_digest,
-            "seconds": self.seconds,
-        }
-        write_json(self.place, EVALUATION_FILE, document)
-
-    def shards(self) -> dict[int, Ledger]:
-        """The ledgers of the shards that are done."""
-        found = {}
-        for key in self.place.keys("ledger"):
-            try:
-                found[_number(key)] = Ledger.from_parquet(self.place.get(key))
-            except (OSError, ValueError) as error:
-                raise InputError("resume", self.name, f"its {key} is damaged: {cause(error)}") from None
-        return found
-
-    def checks(self) -> list[Check] | None:
-        """The checks for gradient masking, if they have been made."""
-        if _CHECKS_FILE not in self.place.keys(_CHECKS_FILE):
-            return None
-        try:
-            return [Check(**check) for check in json.loads(self.place.get(_CHECKS_FILE))]
-        except (OSError, ValueError, TypeError) as error:
-            raise InputError("resume", self.name, f"its {_CHECKS_FILE} is damaged: {cause(error)}") from None
-
-    def keep_checks(self, checks: Sequence[Check]) -> None:
-        """Store the checks for gradient masking."""
-        write_json(self.place, _CHECKS_FILE, [asdict(check) for check in checks])
-
-    def keep(self, number: int, ledger: Ledger, seconds: float) -> None:
-        """Store a shard's ledger, and what the evaluation has taken until now."""
-        self.place.put(f"ledger/shard-{number:05d}.parquet", ledger.to_parquet())
-        replace(self, seconds=seconds).save()
-
-
-def find_evaluation(name: str, storage_url: str) -> StoredEvaluation:
-    """The evaluation of that name in the storage, or the one at that path; its places are those where it was found."""
-    with renamed({"storage.path": "resume"} if "/" in name else {}):
-        place = open_place(name) if "/" in name else open_place(storage_url).child(name)
-    try:
-        document = read_json(place, EVALUATION_FILE)
-    except (OSError, ValueError):
-        raise InputError("resume", name, f"there is no {EVALUATION_FILE} of an evaluation in {place.url}") from None
-    if not isinstance(document, dict) or document.get("format") != _FORMAT:
-        raise InputError("resume", name, f"its {EVALUATION_FILE} is not of this version's format ({_FORMAT})")
-    return StoredEvaluation(
-        place_name(place.url),
-        place,
-        Examination.of_document(followed(document["examination"], place, document["mlflow_run_id"])),
-        document["mlflow_run_id"],
-        document["model_sha256"],
-        document["source_sha256"],
-        document["data_digest"],
-        document.get("seconds", 0.0),
-    )
-
-
-def check_further(begun: Sequence[StoredEvaluation], models: Sequence[str]) -> None:
-    """Refuse evaluations that are named twice, and models of which one of them is."""
-    places = [stored.place.url for stored in begun]
-    for number, stored in enumerate(begun):
-        if places[number] in places[:number]:
-            raise InputError("resume", stored.name, "name each evaluation once")
-    judged = {stored.examination.model.address for stored in begun}
-    for model in models:
-        if absolute_address(model) in judged:
-            raise InputError("model", model, "leave it out: an evaluation is resumed with the model that it began with")
 
 
 def check_same(stored: StoredEvaluation, checked: CheckedExamination) -> None:
@@ -165,7 +69,8 @@ def run_examination(
     began = time.monotonic()
     status: Status = "failed"
     message, code = None, 1
-    done, checks = ({}, None) if resumed is None else (resumed.shards(), resumed.checks())
+    shards = Shards({}, {}) if resumed is None else resumed.shards(checked.labels)
+    done, checks = shards.done, None if resumed is None else resumed.checks()
     with ExitStack() as stack:
         stack.enter_context(signals_interrupt())
         stack.enter_context(connected())
@@ -175,6 +80,8 @@ def run_examination(
         stored, tracked = _open(checked, resumed, tags)
         stack.enter_context(ended_whatever_happens(tracked))
         before = sum(len(part) for part in done.values())
+        for line in stored.set_aside(shards):
+            view.say(line)
         view.say(f"evaluation {stored.name}")
         view.say(f"storage {stored.place.url}")
         view.say(f"tracking {without_password(tracked.uri)} run {tracked.run_id}")
@@ -205,7 +112,7 @@ def run_examination(
         try:
             checks = _judge(checked, stored, done, checks, view, began - stored.seconds)
             ledger = Ledger.join([done[number] for number in sorted(done)])
-            stored.place.put("ledger.parquet", ledger.to_parquet())
+            stored.keep_whole(ledger)
             _record(summarize("finished", None), ledger, tracked)
             status, code = "finished", 0
         except KeyboardInterrupt:
@@ -389,7 +296,7 @@ def _judge(
     shards = shards_left(checked, done)
     if examination.examples is not None:
         pairs = open_place(examination.examples)
-        write_json(pairs, f"{stored.name}/{PAIRS_FILE}", _of_pairs(checked))
+        write_json(pairs, f"{stored.name}/{PAIRS_FILE}", _of_pairs(checked, stored))
         forget_pairs(pairs, stored.name, done)
     view.begin(len(checked.rows), sum(len(ledger) for ledger in done.values()))
     _check_finite(done, len(checked.rows))
@@ -446,10 +353,12 @@ def forget_pairs(pairs: Place, name: str, done: Mapping[int, Ledger]) -> None:
             pairs.delete(key)
 
 
-def _of_pairs(checked: CheckedExamination) -> dict[str, Any]:
+def _of_pairs(checked: CheckedExamination, stored: StoredEvaluation) -> dict[str, Any]:
     """What the stored pairs are of: the model that the examples fool, and the ball that they lie in."""
     examination = checked.examination
     return {
+        # Files of an earlier version do not say of which evaluation they are.
+        "evaluation": None if stored.format == 1 else stored.name,
         "model": model_of(checked),
         "source_sha256": _source_sha256(checked),
         "data": {**_data(checked), **_where(examination.data)},
@@ -514,7 +423,3 @@ def _data(checked: CheckedExamination) -> dict[str, Any]:
 
 def _source_sha256(checked: CheckedExamination) -> str | None:
     return None if checked.source is None else checked.source.sha256
-
-
-def _number(key: str) -> int:
-    return int(Path(key).stem.removeprefix("shard-"))

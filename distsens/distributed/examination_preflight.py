@@ -86,6 +86,11 @@ class CheckedExamination:
         """Of the images in ``split``, within the whole split: ascending."""
         return chosen_numbers(self.examination.data, self._whole_split.labels)
 
+    @property
+    def labels(self) -> dict[int, int]:
+        """Of the images that are judged, by their numbers."""
+        return {int(self.numbers[row]): int(self.split.labels[row]) for row in self.rows}
+
     @cached_property
     def data_digest(self) -> str:
         """SHA-256 of the images and labels of the whole split, of which a part may be judged alone."""

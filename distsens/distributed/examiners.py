@@ -78,7 +78,7 @@ class _Desk:
     """An assignment with everything built that it takes."""
 
     def __init__(self, assignment: Assignment) -> None:
-        self._examination = assignment.examination
+        self._examination, self._name = assignment.examination, assignment.name
         torch.set_num_threads(self._examination.workers.cpus)  # Ray's OMP_NUM_THREADS yields to one that is set
         # Ray gives actors their GPUs by the devices that they see.
         self._device = torch.device("cuda" if torch.cuda.is_available() and self._examination.workers.gpus else "cpu")
@@ -104,7 +104,7 @@ class _Desk:
         images, labels, numbers = self._images[where], self._labels[where], self._numbers[where]
         examined = examine(self._model, images, labels, numbers, self._judgement, self._device)
         if self._examination.examples is not None:
-            open_place(self._examination.examples).put(key, _pairs(images, examined))
+            open_place(self._examination.examples).put(key, _pairs(images, examined, self._name))
         return examined.ledger.to_parquet()
 
     def diagnose(self) -> list[Check]:
@@ -133,8 +133,11 @@ def read_split(images: ray.ObjectRef, labels: ray.ObjectRef) -> tuple[Images, to
     return (found if isinstance(found, ImageFiles) else as_tensor(found)), as_tensor(ray.get(labels))
 
 
-def _pairs(images: torch.Tensor, examined: Examined) -> bytes:
-    """An npz of ``images`` (uint8), ``adversarial`` (float32 in [0, 1]), ``labels``, predictions and ``image``."""
+def _pairs(images: torch.Tensor, examined: Examined, evaluation: str) -> bytes:
+    """An npz of ``images`` (uint8), ``adversarial`` (float32 in [0, 1]), ``labels``, predictions and ``image``.
+
+    It says of which evaluation it is, lest a file of another is taken for one of this.
+    """
     rows = examined.ledger.rows
     buffer = io.BytesIO()
     np.savez_compressed(
@@ -145,6 +148,7 @@ def _pairs(images: torch.Tensor, examined: Examined) -> bytes:
         prediction=rows["prediction"].to_numpy(np.int64),
         adversarial_prediction=rows["adversarial_prediction"].fillna(rows["prediction"]).to_numpy(np.int64),
         image=rows["image"].to_numpy(np.int64),
+        evaluation=np.array(evaluation),
     )
     return buffer.getvalue()
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from distsens.errors import InputError
 from distsens.evaluation.intervals import wilson
+from distsens.storage import seal, unseal
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -17,6 +18,7 @@ _BROKEN = "broken/"
 _EVALUATIONS = "evaluations/"
 _CURVE = "eps/"
 _CORRUPTION = "corruption/"
+_MAY_MISS = ("broken_by", "adversarial_prediction", "distance")
 
 
 def broken_column(attack: str) -> str:
@@ -85,24 +87,22 @@ class Ledger:
 
     @staticmethod
     def join(parts: Sequence[Ledger]) -> Ledger:
-        """The ledger of all images of several."""
+        """The ledger of all images of several, of which none may be in two: `InputError`."""
         import pandas as pd
 
         rows = pd.concat([part.rows for part in parts], ignore_index=True)
+        if (twice := rows["image"].duplicated()).any():
+            raise InputError("ledger", int(rows["image"][twice].iloc[0]), "this image is in two of its parts")
         return Ledger(rows.sort_values("image", ignore_index=True))
 
     @staticmethod
     def from_parquet(content: bytes) -> Ledger:
-        """Read what :meth:`to_parquet` wrote."""
-        import pandas as pd
+        """Read what :meth:`to_parquet` wrote; `ValueError` if it is damaged."""
+        return Ledger(unseal(content).rows)
 
-        return Ledger(pd.read_parquet(io.BytesIO(content), dtype_backend="numpy_nullable"))
-
-    def to_parquet(self) -> bytes:
-        """A Parquet file of the rows."""
-        buffer = io.BytesIO()
-        self.rows.to_parquet(buffer, index=False)
-        return buffer.getvalue()
+    def to_parquet(self, about: Mapping[str, object] | None = None) -> bytes:
+        """A Parquet file of the rows, which carries its digest and what it is about; see `distsens.storage.seal`."""
+        return seal(self.rows, about or {})
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -195,8 +195,52 @@ class Ledger:
         found = self.rows.get("not_finite")  # a shard that was stored before there was such a column has none
         return 0 if found is None else int(found.sum())
 
+    def fault(self, columns: Sequence[str], labels: Mapping[int, int]) -> str | None:
+        """What shows that this is no ledger with these columns of images with these labels; None if nothing.
+
+        A ledger of an earlier version carries no digest, and may lack ``not_finite``.
+        """
+        rows = self.rows
+        if odd := {*rows} ^ {*columns} - ({"not_finite"} - {*rows}):
+            return f"it should have, or not have, the columns {', '.join(sorted(odd))}"
+        for name in rows:
+            if str(rows[name].dtype) != _type(name) and not rows[name].isna().all():
+                return f"its column {name} is {rows[name].dtype}"
+            if name not in _MAY_MISS and not name.startswith(_BROKEN) and rows[name].isna().any():
+                return f"its column {name} misses values"
+        images = rows["image"].tolist()
+        if len({*images}) != len(images):
+            return "it has an image twice"
+        if strange := [image for image in images if image not in labels]:
+            return f"it is about image {strange[0]}, which is not judged"
+        if [labels[image] for image in images] != rows["label"].tolist():
+            return "its labels are not those of its images"
+        by = rows["broken_by"]
+        if not {*by.dropna()} <= {CLEAN, *self.attacks}:
+            return "it is broken by attacks that it does not have"
+        if ((rows["prediction"] != rows["label"]) != (by.fillna("") == CLEAN)).any():
+            return "its predictions are not those that it counts"
+        for attack in self.attacks:
+            broken = rows[broken_column(attack)].fillna(False)
+            if ((by.fillna("") == attack) & ~broken).any() or (by.isna() & broken).any():
+                return f"its verdicts under {attack} are not those that it counts"
+        return None
+
     def _proportion(self, which: pd.Series[bool]) -> Proportion:
         return Proportion(int(which.sum()), len(which))
+
+
+def ledger_columns(
+    attacks: Sequence[str], curve: Sequence[float] = (), corruptions: Sequence[tuple[str, int]] = ()
+) -> list[str]:
+    """The columns of the ledger of a judgement by attacks, radii of the eps curve, and families with severities."""
+    return [
+        *("image", "label", "prediction", "broken_by", "adversarial_prediction", "distance"),
+        *("evaluations", "violations", "not_finite"),
+        *(column(attack) for attack in attacks for column in (broken_column, evaluations_column)),
+        *map(curve_column, curve),
+        *(corruption_column(*one) for one in corruptions),
+    ]
 
 
 def _type(column: str) -> str:

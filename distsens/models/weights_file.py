@@ -19,6 +19,7 @@ from torch import Tensor
 from distsens.errors import InputError
 from distsens.models.inert import Inert, globals_of, load_inert, protocol_of
 from distsens.models.unlike import what_it_is
+from distsens.strict_npz import load_npz
 
 WEIGHTS_SUFFIXES = (".safetensors", ".pt", ".pth", ".ckpt", ".bin", ".tar", ".npz", ".pkl")
 """By which an address is known to be a file's, in any case; what is in it is told by its content alone."""
@@ -178,10 +179,9 @@ def _fault(content: bytes) -> str:
 
 def _arrays(content: bytes, name: str) -> dict[str, Tensor]:
     try:
-        with np.load(io.BytesIO(content), allow_pickle=False) as stored:
-            arrays = {key: stored[key] for key in stored.files}
-    except Exception as error:
-        raise InputError(_FIELD, name, "is an npz that is damaged or holds Python objects") from error
+        arrays = load_npz(content)
+    except ValueError as error:
+        raise InputError(_FIELD, name, f"is an npz that is damaged or holds Python objects: {error}") from error
     return {
         key: torch.from_numpy(np.ascontiguousarray(array.astype(array.dtype.newbyteorder("="))).reshape(array.shape))
         for key, array in arrays.items()

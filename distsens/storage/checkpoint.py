@@ -62,6 +62,8 @@ def load_files(folder: Place, manifest: Manifest) -> Checkpoint:
             files[name] = folder.get(name)
         except FileNotFoundError as error:
             raise _error(folder, name, "is missing") from error
+        except InputError as error:  # no key at all
+            raise _error(folder, MANIFEST, f"is damaged: {error}") from error
         if fault := record.fault(files[name]):
             raise _error(folder, name, fault)
     return Checkpoint(manifest, files)

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Literal
+
+from pydantic import Field
+
+from distsens.storage.json_files import check_digest, with_digest
+from distsens.strict_json import Document, load_as
 
 FORMAT = 2
 """Version of the manifest's layout."""
@@ -58,7 +62,7 @@ def encode(manifest: Manifest) -> dict[str, Any]:
         "files": {name: asdict(record) for name, record in manifest.files.items()},
         "created": manifest.created,
     }
-    return {**document, "sha256": _digest(document)}
+    return with_digest(document)
 
 
 def decode(document: Any) -> Manifest:
@@ -73,23 +77,31 @@ def decode(document: Any) -> Manifest:
         raise ValueError("not a manifest")
     if document["format"] != FORMAT:
         raise ValueError(f"manifest of format {document['format']!r}, this version reads format {FORMAT}")
-    content = {name: value for name, value in document.items() if name != "sha256"}
-    if document.get("sha256") != _digest(content):
-        raise ValueError("the manifest does not match its own SHA-256")
+    check_digest(document)
+    content = load_as(_Document, document)
     return Manifest(
-        epoch=content["epoch"],
-        experiment=content["experiment"],
-        metrics={name: float(value) for name, value in content["metrics"].items()},
-        files={name: FileRecord(**record) for name, record in content["files"].items()},
-        created=content["created"],
+        epoch=content.epoch,
+        experiment=content.experiment,
+        metrics={name: float(value) for name, value in content.metrics.items()},
+        files={name: FileRecord(one.size, one.sha256) for name, one in content.files.items()},
+        created=content.created,
     )
+
+
+class _File(Document):
+    size: int = Field(ge=0)
+    sha256: str
+
+
+class _Document(Document):
+    epoch: int = Field(ge=0)
+    experiment: str
+    metrics: dict[str, float | Literal["nan", "inf", "-inf"]]
+    files: dict[str, _File]
+    created: str
 
 
 def _encode_number(value: float) -> float | str:
     """JSON has no NaN and no infinity: they become "nan", "inf" and "-inf", which `float` reads back."""
     value = float(value)
     return value if math.isfinite(value) else str(value)
-
-
-def _digest(document: Mapping[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()

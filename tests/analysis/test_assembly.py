@@ -112,3 +112,22 @@ def test_pairs_lie_in_the_folder_of_their_evaluation_which_names_their_model(tmp
     save(tmp_path / "pairs" / "evaluate-b", split, [2])
     with pytest.raises(InputError, match=r"several evaluations.*evaluate-a, evaluate-b"):
         read_pairs(find_pairs(str(tmp_path / "pairs")), split, "abc")
+
+
+def test_pairs_of_another_evaluation_are_noticed(tmp_path: Path) -> None:
+    split = split_of(6)
+    twins = save(tmp_path / "ours", split, [0, 1, 2], [3, 4, 5])
+    about = {"threat": {"norm": "linf", "eps": 0.2}, "model": {"sha256": "abc"}, "data": {}, "evaluation": "ours"}
+    (tmp_path / "ours" / "pairs.json").write_text(json.dumps(about))
+    with pytest.raises(InputError, match=r"pairs-00000.npz.*it is of another evaluation than its folder: None"):
+        read_pairs(find_pairs(str(tmp_path / "ours")), split, "abc")
+    for file, maker in (("pairs-00000.npz", "ours"), ("pairs-00001.npz", "ours"), ("pairs-00001.npz", "theirs")):
+        path = tmp_path / "ours" / file
+        with np.load(path) as stored:
+            arrays = {**stored, "evaluation": np.array(maker)}
+        np.savez_compressed(path, **arrays)
+        if maker == "ours" and file == "pairs-00001.npz":
+            found = read_pairs(find_pairs(str(tmp_path / "ours")), split, "abc").adversarial
+            np.testing.assert_array_equal(found, twins)
+    with pytest.raises(InputError, match=r"pairs-00001.npz.*it is of another evaluation than its folder: theirs"):
+        read_pairs(find_pairs(str(tmp_path / "ours")), split, "abc")
