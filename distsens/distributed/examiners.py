@@ -58,10 +58,10 @@ class Examiner:
         self._log = worker_log(run, rank)
         self._desk: _Desk | None = None
 
-    def examine(self, assignment: Assignment, rows: Sequence[int], key: str) -> bytes:
-        """Judge these images of the judged split; their ledger as Parquet. Wanted examples are stored first."""
+    def examine(self, assignment: Assignment, rows: Sequence[int]) -> tuple[bytes, bytes | None]:
+        """Judge these images of the judged split; their ledger as Parquet, and the examples as npz if wanted."""
         with logged(self._log, "judging", first_image=rows[0], images=len(rows)):
-            return self._at(assignment).examine(rows, key)
+            return self._at(assignment).examine(rows)
 
     def diagnose(self, assignment: Assignment) -> list[Check]:
         """Look for gradient masking on some images, stratified."""
@@ -98,14 +98,13 @@ class _Desk:
         )
         self._judgement = build_judgement(self._examination, self._materials)
 
-    def examine(self, rows: Sequence[int], key: str) -> bytes:
-        """Judge these images of the judged split; their ledger as Parquet. Wanted examples are stored first."""
+    def examine(self, rows: Sequence[int]) -> tuple[bytes, bytes | None]:
+        """Judge these images of the judged split; their ledger as Parquet, and the examples as npz if wanted."""
         where = torch.tensor(rows)
         images, labels, numbers = self._images[where], self._labels[where], self._numbers[where]
         examined = examine(self._model, images, labels, numbers, self._judgement, self._device)
-        if self._examination.examples is not None:
-            open_place(self._examination.examples).put(key, _pairs(images, examined, self._name))
-        return examined.ledger.to_parquet()
+        wanted = self._examination.examples is not None
+        return examined.ledger.to_parquet(), _pairs(images, examined, self._name) if wanted else None
 
     def diagnose(self) -> list[Check]:
         """Look for gradient masking on some images, stratified."""
@@ -159,6 +158,8 @@ class Examiners:
     def __init__(self, assignment: Assignment, say: Callable[[str], None]) -> None:
         self._assignment = ray.put(assignment)
         self._folder = assignment.name
+        examples = assignment.examination.examples
+        self._examples = None if examples is None else open_place(examples)
         self._pool: ActorPool[int] = ActorPool(Examiner, assignment.examination.workers, assignment.name, say)
 
     def close(self) -> None:
@@ -170,18 +171,21 @@ class Examiners:
     ) -> Iterator[tuple[int, Ledger] | list[Check] | None]:
         """Each shard's number and ledger as it is done, and None when for some seconds nothing was.
 
+        Wanted examples are stored first, and from here: a folder of the user's is one on this machine.
         With ``diagnose`` also what the diagnostics find, which one of them makes first.
         """
 
-        def task(number: int, images: Sequence[int]) -> Callable[[Any], Any]:
-            key = f"{self._folder}/pairs-{number:05d}.npz"
-            return lambda examiner: examiner.examine.remote(self._assignment, list(images), key)
+        def task(images: Sequence[int]) -> Callable[[Any], Any]:
+            return lambda examiner: examiner.examine.remote(self._assignment, list(images))
 
-        tasks = {number: task(number, shards[number]) for number in sorted(shards)}
+        tasks = {number: task(shards[number]) for number in sorted(shards)}
         if diagnose:
             tasks = {_DIAGNOSIS: lambda examiner: examiner.diagnose.remote(self._assignment), **tasks}
         for done in self._pool.run(tasks, seconds):
             if done is None or done[0] == _DIAGNOSIS:
                 yield done and done[1]
             else:
-                yield done[0], Ledger.from_parquet(done[1])
+                number, (ledger, pairs) = done
+                if self._examples is not None and pairs is not None:
+                    self._examples.put(f"{self._folder}/pairs-{number:05d}.npz", pairs)
+                yield number, Ledger.from_parquet(ledger)

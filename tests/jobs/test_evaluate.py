@@ -6,6 +6,7 @@ import io
 import json
 import os
 import signal
+import sys
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -26,6 +27,7 @@ from distsens.storage import open_place
 
 pytestmark = pytest.mark.ray
 
+ROOT = Path(__file__).resolve().parents[2]
 EPS = 0.08
 IMAGES = 40
 # Decides the ledgers that are compared below: whatever is judged is told so, or goes on with what was.
@@ -96,6 +98,35 @@ def test_mlflow_holds_the_numbers_the_ledger_and_the_figure(judged: tuple[Any, d
     assert run.data.params["threat.eps"] == str(EPS)
     artifacts = {artifact.path for artifact in client.list_artifacts(run.info.run_id)}
     assert artifacts >= {"ledger.parquet", "evaluation.json", "evaluation.png", "evaluation.svg"}
+
+
+# The job on a machine of its own, where the second folder is the first: the examiners' machines have another one there.
+ELSEWHERE = """
+import ctypes, runpy, subprocess, sys
+assert ctypes.CDLL(None).unshare(0x00020000) == 0, "no mount namespace of its own"
+subprocess.run(["mount", "--make-rprivate", "/"], check=True)
+subprocess.run(["mount", "--bind", *sys.argv[1:3]], check=True)
+del sys.argv[:3]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux" or os.geteuid() != 0, reason="only root on Linux makes mount namespaces")
+def test_pairs_come_to_the_folder_on_the_users_machine_wherever_they_are_made(job: Any, arguments: list[str]) -> None:
+    here, there = job.folder / "here", job.folder / "pairs"
+    here.mkdir()
+    there.mkdir()
+    (job.folder / "elsewhere.py").write_text(ELSEWHERE)
+    process = job.start(
+        *(*arguments, "--attacks", "pgd", "--workers.num", "2", "--save-examples", str(there)),
+        program=("elsewhere.py", str(here), str(there), str(ROOT / "jobs" / "evaluate.py")),
+    )
+    assert process.end() == 0, process.output
+    (run,) = here.iterdir()
+    numbers = [np.load(path)["image"].tolist() for path in sorted(run.glob("pairs-*.npz"))]
+    assert [len(shard) for shard in numbers] == [10] * (IMAGES // 10)
+    assert len({image for shard in numbers for image in shard}) == IMAGES
+    assert not list(there.iterdir()), "they are scattered over the examiners' machines"
 
 
 def test_saved_pairs_are_the_images_and_examples_that_the_ledger_speaks_of(
