@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import hashlib
+import time
+from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
 
 from distsens.distributed.driver import train_on_cluster
 from distsens.distributed.endings import EndedError
-from distsens.distributed.examination_preflight import check_examination, pool
+from distsens.distributed.evaluations import StoredEvaluation
+from distsens.distributed.examination_driver import shards_left
+from distsens.distributed.examination_preflight import CheckedExamination, check_examination, pool
 from distsens.distributed.examiners import Assignment, Examiners, share_split
 from distsens.distributed.preflight import Checked, check
 from distsens.distributed.runs import find_run
-from distsens.distributed.shards import largest_shard, share_out
 from distsens.distributed.signals import Caught
 from distsens.distributed.sweep_record import StoredSweep
 from distsens.distributed.trial import last_training
@@ -59,17 +62,16 @@ def judge_finalists(sweep: Searched, trials: Sequence[TrialState]) -> None:
         return
     for one in finalists:
         if one.autoattack is None:
-            sweep.view.say(f"trial {one.number}: judged by AutoAttack on {images} validation images")
-            one.autoattack = _autoattack(sweep, one, images)
+            one.autoattack = _judged(sweep, one, check_examination(_examination(sweep, one, images)))
             sweep.stored.keep(one)
 
 
-def _autoattack(sweep: Searched, trial: TrialState, images: int) -> float:
-    """Robust accuracy under AutoAttack of what a trial was scored by."""
-    plan, address = sweep.plan, _trained_at(sweep, trial)
-    examination = Examination.parse(
+def _examination(sweep: Searched, trial: TrialState, images: int) -> Examination:
+    """AutoAttack on so many validation images, of what a trial was scored by."""
+    plan = sweep.plan
+    return Examination.parse(
         {
-            "model": {"address": address},
+            "model": {"address": _trained_at(sweep, trial)},
             "data": {"split": "validation", "limit": images},
             "attacks": ["autoattack"],
             "seed": plan.base.seed,
@@ -79,28 +81,67 @@ def _autoattack(sweep: Searched, trial: TrialState, images: int) -> float:
             "tracking": {"uri": plan.base.tracking.uri, "experiment": plan.base.tracking.experiment},
         }
     )
-    checked = check_examination(examination)
-    assignment = Assignment(
+
+
+def _judged(sweep: Searched, trial: TrialState, checked: CheckedExamination) -> float:
+    """Robust accuracy, from the shards that an earlier session has left in the sweep's storage and from those left."""
+    view, what = sweep.view, f"trial {trial.number}: AutoAttack on {len(checked.rows)} validation images"
+    stored = _stored(sweep, trial, checked)
+    found_before = stored.shards(checked.labels)
+    for line in stored.set_aside(found_before):
+        view.say(line)
+    done = found_before.done
+    shards = shards_left(checked, done)
+    before, began = sum(map(len, done.values())), time.monotonic()
+    view.say(what + (f", {before} of which are judged" if before else ""))
+    if shards:
+        assignment = Assignment(
+            stored.name,
+            checked.examination,
+            checked.subject,
+            None,
+            checked.dataset.shape,
+            len(checked.dataset.classes),
+            checked.numbers,
+            *share_split(checked.split),
+            *share_split(pool(checked.dataset, checked.examination.data.split)),
+        )
+        with closing(Examiners(assignment, view.say)) as examiners:
+            for found in examiners.examine(shards, _SECONDS_BETWEEN_LOOKS):
+                if isinstance(found, tuple):
+                    number, done[number] = found
+                    stored.keep(number, done[number], stored.seconds + time.monotonic() - began)
+                view.doing(f"{what}: {_so_far(done, len(checked.rows))}")
+    robust = Ledger.join(list(done.values())).robust
+    view.say(f"{what} leaves {robust.count}, {robust.value:.1%}")
+    return robust.value
+
+
+def _so_far(done: Mapping[int, Ledger], images: int) -> str:
+    if not done:
+        return f"0 of {images} judged"
+    ledger = Ledger.join(list(done.values()))
+    return f"{len(ledger)} of {images} judged, {ledger.robust.count} robust"
+
+
+def _stored(sweep: Searched, trial: TrialState, checked: CheckedExamination) -> StoredEvaluation:
+    """Where the shards of this judgement are kept; in a folder of their own for each model, images and settings."""
+    model = checked.examination.model.model_copy(update={"address": ""})  # it may be moved
+    decides = [
+        checked.subject.sha256,
+        checked.data_digest,
+        checked.examination.model_copy(update={"model": model}).digest(),
+    ]
+    key = hashlib.sha256("".join(decides).encode()).hexdigest()[:12]
+    return StoredEvaluation(
         f"{sweep.stored.name}-{trial.number}",
+        sweep.stored.place.child(f"finalists/{trial.trial}/{key}"),
         checked.examination,
-        checked.subject,
+        sweep.stored.mlflow_run_id,
+        checked.subject.sha256,
         None,
-        checked.dataset.shape,
-        len(checked.dataset.classes),
-        checked.numbers,
-        *share_split(checked.split),
-        *share_split(pool(checked.dataset, checked.examination.data.split)),
+        checked.data_digest,
     )
-    rows = list(checked.rows)
-    workers = checked.examination.workers
-    largest = largest_shard(workers, checked.examination.batch_size)
-    shards = dict(enumerate(share_out(rows, workers.num, largest)))
-    with closing(Examiners(assignment, sweep.view.say)) as examiners:
-        found: list[Ledger] = []
-        for one in examiners.examine(shards, _SECONDS_BETWEEN_LOOKS):
-            found += [one[1]] if isinstance(one, tuple) else []
-            sweep.view.doing(f"trial {trial.number}: {sum(map(len, found))} of {len(rows)} images judged")
-    return Ledger.join(found).robust.value
 
 
 def _trained_at(sweep: Searched, trial: TrialState) -> str:

@@ -60,6 +60,8 @@ class SweepView:
     def doing(self, what: str) -> None:
         """What is being done now that no trial trains, or how far it is; empty where somebody else shows it."""
         self._pulse.doing(what)
+        if self._live is not None:
+            self._live.update(Text(what))
 
     def update(self, trials: Sequence[TrialState], steps: Mapping[str, str]) -> None:
         """Show where the trials stand; ``steps`` says of those that train how far the epoch is."""
