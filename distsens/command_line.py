@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -135,6 +136,18 @@ def take_addresses(flags: dict[str, Any]) -> list[str]:
         if not isinstance(address, str):
             raise InputError("model", address, "it takes an address, or several")
     return addresses
+
+
+def write_output(field: str, path: str | None, document: object) -> int:
+    """Write what the job has found as JSON, if that is wanted; 1, and a line, if it cannot be written, else 0."""
+    if path is None:
+        return 0
+    try:
+        Path(path).write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
+    except OSError as error:
+        print(f"{field}: {path} cannot be written: {error.strerror or error}", file=sys.stderr)  # noqa: T201
+        return 1
+    return 0
 
 
 def show_help(description: str, *parts: object) -> NoReturn:

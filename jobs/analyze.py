@@ -11,11 +11,9 @@ python jobs/analyze.py --model RUN --pairs FOLDER          # pairs of jobs/evalu
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from distsens.command_line import (
@@ -26,6 +24,7 @@ from distsens.command_line import (
     show_help,
     take_addresses,
     take_options,
+    write_output,
 )
 from distsens.errors import InputError
 from distsens.experiment import merge
@@ -93,9 +92,8 @@ def _analyze(options: Options, fields: dict[str, Any]) -> int:
     show_analysis(console, summary)
     if summary.message is not None:
         print(f"{summary.status}: {summary.message}", file=sys.stderr)
-    if options.summary is not None:
-        Path(options.summary).write_text(json.dumps(summary.to_dict(), indent=2) + "\n", encoding="utf-8")
-    return code
+    written = write_output("summary", options.summary, summary.to_dict())
+    return code or written
 
 
 if __name__ == "__main__":

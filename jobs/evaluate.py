@@ -10,12 +10,10 @@ python jobs/evaluate.py --verify claim.json --model runs/mnist-sns-20260102-0304
 
 from __future__ import annotations
 
-import json
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from distsens.command_line import (
@@ -26,6 +24,7 @@ from distsens.command_line import (
     show_help,
     take_addresses,
     take_options,
+    write_output,
 )
 from distsens.errors import InputError, renamed
 from distsens.examination import Examination
@@ -141,7 +140,7 @@ def _evaluate(options: Options, models: Sequence[str], changes: dict[str, Any]) 
         refuted = Verification(0, 0, 0, found.faults, found.notices)
         _show(console, refuted)
         if not options.dry_run:
-            _write(options.summary, summary_document([], 1, refuted))
+            write_output("summary", options.summary, summary_document([], 1, refuted))
         return 1
     for one, before in zip(checked, resumed, strict=True):
         if before is not None:
@@ -163,17 +162,16 @@ def _evaluate(options: Options, models: Sequence[str], changes: dict[str, Any]) 
             written = {"--claim": options.claim, "--verify": options.verify, "--summary": options.summary}
             further = [word for flag, path in written.items() if path is not None for word in (flag, path)]
             print(f"resume with: {shlex.join([*command, *further])}", file=sys.stderr)
-            _write(options.summary, summary_document(summaries, len(checked)))
+            write_output("summary", options.summary, summary_document(summaries, len(checked)))
             return code
         if options.claim is not None and identity is not None:
-            _write(options.claim, claim_of(one, identity, ledger, summary))
+            code = write_output("claim", options.claim, claim_of(one, identity, ledger, summary))
         if claim is not None and identity is not None:
             verification = verify_with(claim, one, identity, ledger)
             _show(console, verification)
             code = code or int(not verification.holds)
     show_models(console, summaries)
-    _write(options.summary, summary_document(summaries, len(checked), verification))
-    return code
+    return write_output("summary", options.summary, summary_document(summaries, len(checked), verification)) or code
 
 
 def _show(console: Console, verification: Verification) -> None:
@@ -200,11 +198,6 @@ def _fields(
     said = {**base.get("model", {}), **said}
     fields += [{**base, "model": said_of(model, said, addresses)} for model in models]
     return fields
-
-
-def _write(path: str | None, document: object) -> None:
-    if path is not None:
-        Path(path).write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -7,7 +7,6 @@ python jobs/train.py --recipe mnist-sns --stabilize.weight 0.5 --threat.eps 8/25
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,7 +14,7 @@ from pathlib import Path
 from shlex import quote
 from typing import Any
 
-from distsens.command_line import as_lists, check_output, parse_flags, run_job, show_help, take_options
+from distsens.command_line import as_lists, check_output, parse_flags, run_job, show_help, take_options, write_output
 from distsens.errors import InputError
 from distsens.experiment import Experiment, load_recipe, merge, name_after
 
@@ -98,8 +97,7 @@ def _train(options: Options, experiment: Experiment, changes: dict[str, Any]) ->
     with open_view(console, experiment.training.epochs) as view:
         summary, code = run_training(experiment, checked, view, resumed)
     show_summary(console, summary)
-    if options.summary is not None:
-        Path(options.summary).write_text(json.dumps(summary.to_dict(), indent=2) + "\n", encoding="utf-8")
+    written = write_output("summary", options.summary, summary.to_dict())
     if summary.message is not None:
         print(f"{summary.status}: {summary.message}", file=sys.stderr)
         print(f"resume with: python jobs/train.py --resume {quote(address(summary.storage))}", file=sys.stderr)
@@ -107,7 +105,7 @@ def _train(options: Options, experiment: Experiment, changes: dict[str, Any]) ->
         console.print(
             f"next: {_how_to_look(summary.mlflow_uri)} shows the run in MLflow", highlight=False, soft_wrap=True
         )
-    return code
+    return code or written
 
 
 def _how_to_look(uri: str) -> str:

@@ -8,7 +8,6 @@ python jobs/tune.py --recipe tune-mnist-sns --sweep.trials 32 --search.stabilize
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -18,7 +17,7 @@ from typing import Any
 
 import yaml
 
-from distsens.command_line import as_lists, check_output, parse_flags, run_job, show_help, take_options
+from distsens.command_line import as_lists, check_output, parse_flags, run_job, show_help, take_options, write_output
 from distsens.errors import InputError
 from distsens.experiment import Experiment, load_recipe, merge, name_after
 from distsens.search import Sweep, SweepPlan
@@ -123,18 +122,13 @@ def _tune(options: Options, recipe: dict[str, Any], plan: SweepPlan, resumed: An
         return 0
     with SweepView(console, plan.total, plan.rungs) as view:
         summary, outcome, code = run_sweep(recipe, checked, view, lambda epochs: open_view(console, epochs), resumed)
-    if options.summary is not None:
-        try:
-            Path(options.summary).write_text(json.dumps(summary.to_dict(), indent=2) + "\n", encoding="utf-8")
-        except OSError as error:
-            print(f"the summary cannot be written: {error}", file=sys.stderr)
-            code = code or 1
+    written = write_output("summary", options.summary, summary.to_dict())
     show_sweep(console, summary, outcome)
     console.print(f"report: {address(summary.storage)}/report/report.html", highlight=False, soft_wrap=True)
     if summary.message is not None:
         print(f"{summary.status}: {summary.message}", file=sys.stderr)
         print(f"resume with: python jobs/tune.py --resume {quote(address(summary.storage))}", file=sys.stderr)
-    return code
+    return code or written
 
 
 def _show_checked(console: Any, plan: SweepPlan, checked: Any) -> None:

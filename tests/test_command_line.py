@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +21,7 @@ from distsens.command_line import (
     show_help,
     take_addresses,
     take_options,
+    write_output,
 )
 from distsens.errors import InputError
 from distsens.examination import Examination
@@ -241,6 +244,17 @@ def test_a_file_that_cannot_be_written_is_refused_and_nothing_is_left_of_the_loo
             check_output("summary", str(path))
     with pytest.raises(InputError, match="it cannot be written"):
         check_output("summary", "/proc/summary.json")
+
+
+def test_what_a_job_has_found_is_written_or_it_is_said_in_one_line_that_it_cannot_be(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert write_output("summary", None, {}) == 0
+    assert write_output("summary", str(tmp_path / "s.json"), {"robust": 0.5}) == 0
+    assert json.loads((tmp_path / "s.json").read_text()) == {"robust": 0.5}
+    assert capsys.readouterr().err == ""
+    assert write_output("summary", str(tmp_path / "gone" / "s.json"), {}) == 1
+    assert re.fullmatch(r"summary: \S+ cannot be written: No such file or directory\n", capsys.readouterr().err)
 
 
 @pytest.mark.parametrize("written", ["--model.mean 0.5 --model net.pt", "--model net.pt --model.mean 0.5"])

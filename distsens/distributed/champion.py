@@ -58,11 +58,12 @@ def judge_finalists(sweep: Searched, trials: Sequence[TrialState]) -> None:
     settings = sweep.plan.sweep
     finalists = at_the_end(trials)[: settings.finalists]
     images = min(settings.judged_images, len(sweep.checked.dataset.validation))
-    if images == 0 or len(finalists) < 2:
-        return
-    for one in finalists:
-        if one.autoattack is None:
-            one.autoattack = _judged(sweep, one, check_examination(_examination(sweep, one, images)))
+    wanted = finalists if images and len(finalists) > 1 else []
+    for one in trials:
+        # What an earlier session found may be of other images: it is counted anew, from the shards that it has left.
+        found = _judged(sweep, one, check_examination(_examination(sweep, one, images))) if one in wanted else None
+        if one.autoattack != found:
+            one.autoattack = found
             sweep.stored.keep(one)
 
 

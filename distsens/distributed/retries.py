@@ -40,7 +40,9 @@ _OF_ITS_PLACE = (
 )
 # What libraries say of the same as mere RuntimeErrors, the other workers among them when one has gone.
 _OF_ITS_PLACE_IN_WORDS = re.compile(
-    r"connection|gloo|nccl|cuda|cublas|cudnn|process ?group|peer|time(d |-|d-)?out|out of memory", re.IGNORECASE
+    r"connection|gloo|nccl|cuda|cublas|cudnn|process ?group|peer|time(d |-|d-)?out"
+    r"|out of memory|allocate memory|start new thread|no space left",
+    re.IGNORECASE,
 )
 
 

@@ -37,13 +37,16 @@ def close_sweep(
             "the report could not be made",
             lambda: files.update(sweep_files(name, sweep.plan, trials, outcome, sweep.champion)),
         )
+        sweep.view.doing("keeping the report")
         attempt("the report could not be kept", lambda: _each(files, lambda path, data: _keep(sweep, path, data)))
-        attempt("MLflow did not take the report", lambda: _each(files, sweep.tracked.log_bytes))
+        sweep.view.doing("MLflow is given the result")  # which takes minutes where it does not answer
         numbers = sweep_metrics(trials, outcome, sweep.champion)
-        attempt("MLflow did not take the result", lambda: sweep.tracked.log_result(numbers))
+        if attempt("MLflow did not take the result", lambda: sweep.tracked.log_result(numbers)):
+            attempt("MLflow did not take the report", lambda: _each(files, sweep.tracked.log_bytes))
     if faults and status == "finished":
         status = "failed"
     message = "; ".join(filter(None, (message, *faults))) or None
+    sweep.view.doing("ending the MLflow run")
     try:
         sweep.tracked.finish(MLFLOW_STATUS[status], message)
     except Exception as error:

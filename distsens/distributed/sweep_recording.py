@@ -122,15 +122,11 @@ class SweepRecorder:
 
     def interrupt(self) -> None:
         """Those that still train will be taken up by a resumed sweep."""
-        errors = []
-        for state in self.in_order:
-            if state.status == "running":
-                try:
-                    self._finish(state, "interrupted", "KILLED", "the sweep ended before it did")
-                except Exception as error:  # of one of them, or of its store: the others are ended all the same
-                    errors.append(error)
-        if errors:
-            raise errors[0]
+        for state in (left := [one for one in self.in_order if one.status == "running"]):
+            state.status, state.failure = "interrupted", None
+        # A store that is down is asked once: the trials' runs end with that of the sweep, too.
+        for state in left:
+            self._finish(state, "interrupted", "KILLED", "the sweep ended before it did")
 
     def _rungs(self, trial: str) -> dict[int, RungState]:
         return self.trials[trial].rungs if trial in self.trials else {}

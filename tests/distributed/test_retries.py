@@ -61,6 +61,8 @@ def test_an_error_that_would_come_again_is_not_retried(error: Exception) -> None
         dist.DistBackendError("NCCL error: remote process exited"),
         RuntimeError("CUDA error: uncorrectable ECC error encountered"),
         torch.OutOfMemoryError("CUDA out of memory"),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes. Error code 12"),
+        RuntimeError("can't start new thread"),
         MemoryError(),
         ConnectionResetError("reset by peer"),
         OSError("the storage cannot be reached"),

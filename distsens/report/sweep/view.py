@@ -129,7 +129,8 @@ def trial_line(one: TrialState, rungs: int) -> str:
     if (point := one.point) is not None and one.status != "failed":
         line += f"  clean {point.clean:.1%}  robust {point.robust:.1%}"
     end = "goes on" if one.status == "running" else one.status
-    return f"{line}  {end}" + (f": {one.failure}" if one.failure else "")
+    line += f"  {end}" + (f": {one.failure}" if one.failure else "")
+    return f"{line} (--resume tries it again)" if one.passing else line
 
 
 def show_sweep(console: Console, summary: SweepSummary, outcome: Outcome) -> None:

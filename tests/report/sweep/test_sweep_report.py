@@ -24,6 +24,7 @@ from distsens.report.sweep import (
     sweep_page,
     sweep_plates,
     sweep_sentences,
+    trial_line,
 )
 from distsens.search import Choice, LogUniform, Space
 
@@ -74,6 +75,13 @@ def test_the_front_and_the_cost_are_counted_from_the_trials(trials: list[TrialSt
     assert outcome.saved == pytest.approx(60 / 410)
     assert outcome.importance_rung == 1
     assert next(iter(outcome.importance)) == "stabilize.weight"
+
+
+def test_the_line_of_a_trial_that_is_to_be_tried_again_says_so() -> None:
+    one = trial(0, 1.0, status="failed")
+    assert trial_line(one, 2).endswith("failed: the loss is not finite")
+    one.failure, one.passing = "the storage answers 503", True
+    assert trial_line(one, 2).endswith("failed: the storage answers 503 (--resume tries it again)")
 
 
 @given(
