@@ -24,6 +24,10 @@ class InputError(ValueError):
         return type(self), (self.field, self.value, self.allowed)
 
 
+class UnreachableError(InputError):
+    """What is right, as far as anybody knows, and out of reach at the moment: another one may do."""
+
+
 @contextmanager
 def refusing(field: str, value: object, what: str) -> Iterator[None]:
     """Turn whatever other people's code (a model, that is) raises in the block into one line about a value of theirs.

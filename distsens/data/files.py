@@ -18,7 +18,7 @@ from torch import Tensor
 
 from distsens.data.pixels import to_rgb
 from distsens.data.tree import Tree
-from distsens.errors import InputError
+from distsens.errors import InputError, UnreachableError
 
 SUFFIXES = (
     *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".bmp", ".dib", ".gif"),
@@ -147,7 +147,13 @@ class ImageFiles:
         name = str(self.names[row])
         where = f"{self.tree.url}/{name}"
         try:
-            pixels = decode(self.tree.read(name), self.fit)
+            content = self.tree.read(name)
+        except OSError as problem:
+            gone = isinstance(problem, FileNotFoundError)
+            kind = InputError if gone else UnreachableError  # of the network or the storage, no word on the file
+            raise kind("data.root", where, f"could be read when the run began ({problem})") from problem
+        try:
+            pixels = decode(content, self.fit)
         except UNREADABLE as problem:
             raise InputError("data.root", where, f"could be read when the run began ({problem})") from problem
         if not np.array_equal(image_digest(pixels), self.digests[row]):

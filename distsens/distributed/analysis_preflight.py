@@ -127,8 +127,7 @@ def _check_words(analysis: Analysis) -> None:
     _once("model", addresses)
     if names and len(names) != len(addresses):
         raise InputError("names", list(names), f"one for each of {len(addresses)} models, or none")
-    # In MLflow these are parts of the names of metrics, in which some characters become others.
-    _once("names", [re.sub(r"[^\w.\- :]", "_", name) for name in names])
+    _once("names", names)
     for name in names:
         if not name.strip(". ") or "/" in name or len(name) > _LONGEST_NAME:
             raise InputError("names", name, f"a word or some, without /, of at most {_LONGEST_NAME} characters")

@@ -6,15 +6,11 @@ import time
 from collections.abc import Callable
 
 from distsens.distributed.cluster import check_capacity_of_cluster
-from distsens.errors import InputError
+from distsens.errors import InputError, UnreachableError
 from distsens.experiment import Workers
 
 _SECONDS_OF_QUIET = 30.0
 _SECONDS_FOR_A_LOST_MACHINE = 600.0
-
-
-class MachinesLostError(InputError):
-    """The cluster has been too small for too long."""
 
 
 class Patience:
@@ -39,7 +35,7 @@ class Patience:
         self._too_small_since: float | None = None
 
     def check(self) -> None:
-        """Nothing was heard; :class:`MachinesLostError` when the cluster has been too small for too long."""
+        """Nothing was heard; :class:`UnreachableError` when the cluster has been too small for too long."""
         now = time.monotonic()
         if now - self._looked < _SECONDS_OF_QUIET:
             return
@@ -52,6 +48,6 @@ class Patience:
                 minutes = _SECONDS_FOR_A_LOST_MACHINE / 60
                 self._say(f"machines are lost: {error.allowed}; waiting {minutes:g} minutes for others")
             elif now - self._too_small_since > _SECONDS_FOR_A_LOST_MACHINE:
-                raise MachinesLostError(error.field, error.value, error.allowed) from None
+                raise UnreachableError(error.field, error.value, error.allowed) from None
         else:
             self._too_small_since = None

@@ -20,8 +20,7 @@ from ray.train.v2._internal.exceptions import (
 )
 from ray.train.v2._internal.execution.failure_handling import DefaultFailurePolicy, FailureDecision
 
-from distsens.distributed.patience import MachinesLostError
-from distsens.errors import InputError
+from distsens.errors import InputError, UnreachableError
 from distsens.storage import CheckpointError
 
 _OF_A_LOST_WORKER = (ray.exceptions.RayActorError, WorkerHealthCheckFailedError, WorkerHealthCheckTimeoutError)
@@ -36,7 +35,7 @@ _OF_ITS_PLACE = (
     ray.exceptions.RayError,
     RayTrainError,
     CheckpointError,
-    MachinesLostError,
+    UnreachableError,
 )
 # What libraries say of the same as mere RuntimeErrors, the other workers among them when one has gone.
 _OF_ITS_PLACE_IN_WORDS = re.compile(

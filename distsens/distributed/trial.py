@@ -48,6 +48,10 @@ class DriverGoneError(RuntimeError):
     """The sweep's driver has ended, and with it what a trial tells its news to: no fault of the trial's."""
 
 
+class TrialEndedError(RuntimeError):
+    """An attempt has ended by what may pass: Ray Tune is to try again."""
+
+
 @dataclass(frozen=True)
 class RungResult:
     """How a trial's training at a rung ended: its searched values, its epochs, or why it failed."""
@@ -118,8 +122,8 @@ def train_trial(values: dict[str, Any], kit: TrialKit) -> None:
     except DriverGoneError:
         raise
     except Exception as error:
-        trial.gave_up(error)
-        raise
+        # Told in words, for not every error of others travels.
+        raise TrialEndedError(trial.gave_up(error)) from None
 
 
 def _train_in_rungs(trial: _Trial) -> None:
@@ -259,9 +263,11 @@ class _Trial:
             with ray_notes() as notes, closing(start_training(job, notes)) as training:
                 follow(training, experiment, account, account.post)
 
-    def gave_up(self, error: Exception) -> None:
-        """Tell the driver what has ended this attempt, of which Ray Tune says no more than that it has."""
-        self._post(0, GaveUp(_in_a_line(error)))
+    def gave_up(self, error: Exception) -> str:
+        """Tell the driver, in the line that is returned, what has ended this attempt, of which Ray Tune says little."""
+        said = _in_a_line(error)
+        self._post(0, GaveUp(said))
+        return said
 
     def _post(self, rung: int, event: Event | Began | RungEnded | GaveUp) -> None:
         try:

@@ -15,7 +15,7 @@ from torchvision.transforms import v2
 
 from distsens.data import ImageFiles, LocalTree, read_ahead
 from distsens.data.files import UNREADABLE, Fit, Interpolation, decode, image_digest
-from distsens.errors import InputError
+from distsens.errors import InputError, UnreachableError
 
 
 def _photo(width: int, height: int, seed: int = 0) -> Image.Image:
@@ -190,6 +190,16 @@ def test_the_next_batch_is_read_while_one_is_in_use_and_no_more() -> None:
     assert images.second.wait(10)
     assert images.asked == [0, 1]
     assert int(next(batches)) == 1
+
+
+def test_a_file_that_the_storage_does_not_give_is_no_worse_at_another_moment(files: ImageFiles) -> None:
+    path = Path(files.tree.url) / "3.png"
+    kept = path.rename(path.with_suffix(".kept"))
+    path.symlink_to(path)
+    with pytest.raises(UnreachableError, match=r"data\.root: got '.*/3\.png'; could be read .*Too many levels"):
+        files[3:4]
+    kept.replace(path)
+    files[3:4]
 
 
 def test_a_file_that_is_gone_or_changed_stops_with_its_name(files: ImageFiles) -> None:

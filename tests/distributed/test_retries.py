@@ -14,9 +14,8 @@ from ray.train.v2._internal.exceptions import UserExceptionWithTraceback, Worker
 from ray.train.v2._internal.execution.failure_handling import FailureDecision
 from ray.train.v2._internal.execution.worker_group.poll import WorkerGroupPollStatus, WorkerStatus
 
-from distsens.distributed.patience import MachinesLostError
 from distsens.distributed.retries import FailurePolicy, passes
-from distsens.errors import InputError
+from distsens.errors import InputError, UnreachableError
 
 LOST = ray.exceptions.RayActorError()
 BROKEN = RuntimeError("[gloo/transport/tcp/pair.cc:553] Connection closed by peer [127.0.0.1]:4711")
@@ -66,6 +65,7 @@ def test_an_error_that_would_come_again_is_not_retried(error: Exception) -> None
         MemoryError(),
         ConnectionResetError("reset by peer"),
         OSError("the storage cannot be reached"),
+        UnreachableError("data.root", "s3://bucket/a.png", "could be read when the run began (503)"),
         ray.exceptions.ObjectLostError("00", None, ""),
         RuntimeError("Timed out waiting 1800000ms for recv operation to complete"),
     ],
@@ -97,7 +97,7 @@ def refused(error: Exception) -> InputError:
         (LOST, True),
         (ControllerError(RuntimeError("no placement group in time")), True),
         (WorkerGroupError("", {0: LOST, 1: KeyError("aux")}), True),
-        (MachinesLostError("workers.num", 2, "the cluster has room for 1"), True),
+        (UnreachableError("workers.num", 2, "the cluster has room for 1"), True),
         (of_task(OSError("the storage answers 503")), True),
         (refused(OSError("the storage answers 503")), True),
         (KeyError("aux"), False),
