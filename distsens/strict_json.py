@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -40,6 +41,13 @@ def load_json(content: bytes | str, *, finite: bool = True) -> Any:
         raise ValueError("it is nested too deeply") from None
     except UnicodeDecodeError as error:
         raise ValueError(f"it is not UTF-8: {error}") from None
+
+
+def load_json_file(path: Path) -> Any:
+    """The document in a file; raises as :func:`load_json`, and `OSError` where it cannot be read."""
+    if path.exists() and not path.is_file():  # a pipe would keep its reader waiting
+        raise ValueError("it is no file")
+    return load_json(path.read_bytes())
 
 
 def load_as(kind: type[M], content: bytes | str | Any) -> M:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import re
 from dataclasses import dataclass
 from itertools import pairwise
@@ -13,7 +12,7 @@ from distsens.data import as_tensor
 from distsens.errors import InputError
 from distsens.evaluation import Subject
 from distsens.sensitivity import chance_jaccard, jaccard, rank_correlation, turnover
-from distsens.storage import RUN_FILE, CheckpointError, Checkpoints, Place, open_place
+from distsens.storage import RUN_FILE, CheckpointError, Checkpoints, Place, open_place, unseal
 from distsens.training import stored_history
 
 _EPOCH_FILE = re.compile(r"(?:.*/)?epoch-(\d+)\.parquet")
@@ -35,12 +34,21 @@ class History:
 
 
 def training_history(subject: Subject) -> History | None:
-    """The history of the run that trained a model, where the model's address leads to its storage; else None."""
+    """The history of the run that trained a model, where the model's address leads to its storage; else None.
+
+    Raises
+    ------
+    InputError : one of its tables is damaged, or of another epoch or run.
+    """
     run = _run_of(subject)
     if run is None:
         return None
-    files = [key for key in run.keys("sensitivity") if _EPOCH_FILE.fullmatch(key)]
-    tables = [pd.read_parquet(io.BytesIO(run.get(key))) for key in files]
+    digest = None if subject.experiment is None else subject.experiment.digest()
+    tables = [
+        _table(run, key, int(match[1]), digest, subject.address)
+        for key in run.keys("sensitivity")
+        if (match := _EPOCH_FILE.fullmatch(key))
+    ]
     if not tables:
         return None
     neurons = pd.concat(tables, ignore_index=True).sort_values("epoch", kind="stable", ignore_index=True)
@@ -48,7 +56,10 @@ def training_history(subject: Subject) -> History | None:
         newest = Checkpoints(run).newest().checkpoint
     except (CheckpointError, OSError):
         newest = None
-    records = [] if newest is None else stored_history(newest.files)
+    try:
+        records = [] if newest is None else stored_history(newest.files)
+    except InputError as error:
+        raise InputError("model", subject.address, f"its {error.value} {error.allowed}") from error
     accuracy = pd.DataFrame(
         [
             {
@@ -62,6 +73,37 @@ def training_history(subject: Subject) -> History | None:
         columns=["epoch", "clean", "robust"],
     )
     return History(neurons, accuracy)
+
+
+def _table(run: Place, key: str, epoch: int, experiment: str | None, address: str) -> pd.DataFrame:
+    """The neurons of an epoch."""
+    try:
+        found = unseal(run.get(key))
+        if found.about is not None and experiment not in (None, found.about.get("experiment")):
+            raise ValueError("it is of another run")
+        if (fault := _fault(found.rows, epoch)) is not None:
+            raise ValueError(fault)
+    except (OSError, ValueError) as error:
+        raise InputError("model", address, f"its {key} is damaged: {error}") from None
+    return found.rows
+
+
+def _fault(rows: pd.DataFrame, epoch: int) -> str | None:
+    """What shows that this is no table of the neurons of an epoch; None if nothing."""
+    kinds = pd.api.types
+    whole, number = kinds.is_integer_dtype, kinds.is_float_dtype
+    wanted = {"epoch": whole, "layer": kinds.is_string_dtype, "neuron": whole, "absolute": number, "relative": number}
+    wanted |= {"magnitude": number, "selected": kinds.is_bool_dtype}
+    for name, is_kind in wanted.items():
+        if list(rows.columns).count(name) != 1:
+            return f"it should have a column {name}"
+        if not is_kind(rows[name]) or (rows[name].isna().any() and not number(rows[name])):
+            return f"its column {name} is {rows[name].dtype}, or misses values"
+    if (rows["epoch"] != epoch).any():
+        return "it is of another epoch"
+    if rows.empty or rows.duplicated(["layer", "neuron"]).any() or (rows["neuron"] < 0).any():
+        return "it does not have every neuron once"
+    return None
 
 
 def _run_of(subject: Subject) -> Place | None:

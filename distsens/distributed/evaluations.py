@@ -145,7 +145,7 @@ class StoredEvaluation:
 
     def _read(self, content: bytes, number: int, labels: Mapping[int, int]) -> tuple[_About | None, Ledger]:
         """What a shard says of itself, and its ledger; `ValueError` if it is not to be counted."""
-        table = unseal(content)
+        table = unseal(content, nullable=True)
         ledger = Ledger(table.rows)
         if table.about is None:
             if self.format != 1:

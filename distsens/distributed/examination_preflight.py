@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -37,6 +36,7 @@ from distsens.experiment import Experiment
 from distsens.models import normalisation_of, state_of
 from distsens.sensitivity import neuron_counts
 from distsens.storage import Place, open_place
+from distsens.strict_json import Document, load_as, load_json_file
 from distsens.suite import (
     Materials,
     attack_settings,
@@ -214,16 +214,21 @@ def _of_the_source(address: str | None) -> Iterator[None]:
         raise InputError("transfer", address, f"{what}{error.allowed}") from error
 
 
+class _Baseline(Document):
+    """What another evaluation's summary is read for."""
+
+    corruption_errors: dict[str, list[float]]
+
+
 def _baseline(examination: Examination) -> dict[str, list[float]] | None:
     """Corruption error rates of the evaluation whose summary is the baseline."""
     path = examination.baseline
     if path is None:
         return None
     try:
-        errors = json.loads(path.read_text(encoding="utf-8"))["corruption_errors"]
-        rates = {family: [float(error) for error in errors[family]] for family in errors}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise InputError("baseline", str(path), f"must be the summary of an evaluation: {error!r}") from None
+        rates = load_as(_Baseline, load_json_file(path)).corruption_errors
+    except (OSError, ValueError) as error:
+        raise InputError("baseline", str(path), f"must be the summary of an evaluation: {error}") from None
     wanted = families(examination.corruptions)
     if missing := [family for family in wanted if family not in rates] or (not wanted and ["all"]):
         raise InputError("baseline", str(path), f"has no errors, or none are measured, under {', '.join(missing)}")

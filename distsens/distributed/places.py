@@ -40,19 +40,26 @@ def followed(fields: Mapping[str, Any], place: Place, run_id: str) -> dict[str, 
     run_id : of its MLflow run.
     """
     storage = place.url.rstrip("/").rpartition("/")[0]
-    before = (fields.get("storage") or {}).get("path")
+    before = _said(fields, "storage", "path")
     changed = merge(fields, {"storage": {"path": storage}})
     move = None if before is None else Move.between(before, storage)
     if move is None:
         return changed
-    uri = (fields.get("tracking") or {}).get("uri")
+    uri = _said(fields, "tracking", "uri")
     store = None if uri is None else beside(uri, move.before, move.now)
     if store is not None and holds_run(store, run_id):
         changed = merge(changed, {"tracking": {"uri": store}})
     for names, chosen in ((_OF_RUNS, move.followed), (_INPUTS, move.found)):
         for section, name in names:
-            address = (fields if section is None else fields.get(section) or {}).get(name)
+            address = _said(fields, section, name)
             if address is not None:
-                moved = {name: chosen(str(address))}
+                moved = {name: chosen(address)}
                 changed = merge(changed, moved if section is None else {section: moved})
     return changed
+
+
+def _said(fields: Mapping[str, Any], section: str | None, name: str) -> str | None:
+    """An address in stored fields; what is none is left as it is, for whoever parses them to refuse."""
+    within = fields if section is None else fields.get(section)
+    address = within.get(name) if isinstance(within, Mapping) else None
+    return address if isinstance(address, str) else None

@@ -108,7 +108,8 @@ class Recorder:
             return
         if record.sensitivity:
             path = f"sensitivity/epoch-{record.epoch:04d}.parquet"
-            table = sensitivity_parquet(record.epoch, record.sensitivity, self.experiment.stabilize.ratio)
+            ratio, digest = self.experiment.stabilize.ratio, self.experiment.digest()
+            table = sensitivity_parquet(record.epoch, record.sensitivity, ratio, digest)
             self.stored.place.put(path, table)
             self.tracked.log_bytes(path, table)
         self.tracked.log_epoch(record.epoch, record.metrics)

@@ -65,7 +65,10 @@ def find_run(name: str, storage_url: str) -> StoredRun:
         raise InputError(
             "resume", name, f"there is no such run in {storage_url}; the last runs there: {known}"
         ) from None
-    experiment = Experiment.parse(followed(record.experiment, place, record.mlflow_run_id))
+    try:
+        experiment = Experiment.parse(followed(record.experiment, place, record.mlflow_run_id))
+    except InputError as error:
+        raise InputError("resume", name, f"its {RUN_FILE} is not of this version ({error})") from None
     return StoredRun(place_name(place.url), place, experiment, record.mlflow_run_id)
 
 
@@ -86,7 +89,11 @@ def check_checkpoints(run: StoredRun) -> None:
         raise InputError(
             "resume", run.name, f"its checkpoint of epoch {newest.epoch} was written by another experiment"
         )
-    best = best_epoch(stored_history(found.checkpoint.files))
+    try:
+        best = best_epoch(stored_history(found.checkpoint.files))
+    except InputError as error:
+        allowed = f"its checkpoint of epoch {newest.epoch} cannot be used: its {error.value} {error.allowed}"
+        raise InputError("resume", run.name, allowed) from None
     if best is not None and best.epoch != newest.epoch:
         try:
             checkpoints.load(best.epoch)

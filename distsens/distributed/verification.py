@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import random
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,6 +11,7 @@ from distsens.errors import InputError
 from distsens.evaluation import check_claim
 from distsens.examination import Examination
 from distsens.experiment import merge
+from distsens.strict_json import load_json_file
 from distsens.suite import attack_names
 
 # Where things are and how they are shared out; all else decides the verdicts, and so is the claim's to say.
@@ -32,7 +32,7 @@ def read_claim(path: str) -> dict[str, Any]:
     InputError : the file holds no claim, or one that contradicts itself.
     """
     try:
-        document = json.loads(Path(path).read_text(encoding="utf-8"))
+        document = load_json_file(Path(path))
     except (OSError, ValueError) as error:
         raise InputError("verify", path, f"cannot be read as JSON: {error}") from None
     claim = check_claim(document, path)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from pydantic import Field
 
 from distsens import models
 from distsens.errors import InputError, printable
@@ -27,6 +27,8 @@ from distsens.storage import (
     published,
     read_run,
 )
+from distsens.strict_json import Document, load_as
+from distsens.strict_yaml import load_yaml
 from distsens.tracking import WEIGHTS_ARTIFACT, fetch_model_files
 from distsens.training import WEIGHTS, best_epoch, stored_history
 
@@ -91,6 +93,8 @@ def find_subject(
     except (CheckpointError, OSError) as error:
         raise InputError("model", address, " ".join(str(error).split())) from error
     except InputError as error:
+        if error.field == "checkpoint":
+            raise InputError("model", address, f"its {error.value} {error.allowed}") from error
         if error.field not in ("storage.path", "run", "model.weights"):
             raise
         raise InputError("model", error.value, error.allowed) from error
@@ -236,16 +240,28 @@ def _in_mlflow(address: str, given: _Given, tracking_uri: str | None) -> Subject
     )
 
 
+class _LoggedFile(Document):
+    size: int
+    sha256: str
+
+
+class _Logged(Document):
+    """What the logged manifest of a checkpoint is read for."""
+
+    epoch: int = Field(ge=0)
+    files: dict[str, _LoggedFile]
+
+
 def _verified_epoch(manifest: bytes, weights: bytes, address: str) -> int:
     """The epoch that the weights are of, by the manifest of their checkpoint that was logged beside them."""
     try:
-        document = json.loads(manifest)
-        epoch, record = int(document["epoch"]), FileRecord(**document["files"][WEIGHTS])
-    except (LookupError, TypeError, ValueError) as error:
+        document = load_as(_Logged, manifest)
+        record = FileRecord(**document.files[WEIGHTS].model_dump())
+    except (LookupError, ValueError) as error:
         raise InputError("model", address, f"its artifact {_MANIFEST_ARTIFACT} is damaged") from error
     if fault := record.fault(weights):
         raise InputError("model", address, f"its artifact {WEIGHTS_ARTIFACT} is damaged: {fault}")
-    return epoch
+    return document.epoch
 
 
 def _in_storage(address: str, given: _Given) -> Subject:
@@ -328,8 +344,8 @@ def _of_folder(place: Place, address: str, given: _Given) -> Subject:
 
 def _experiment_in(text: bytes, address: str) -> Experiment:
     try:
-        fields = yaml.safe_load(text)
-    except (ValueError, yaml.YAMLError) as error:
+        fields = load_yaml(text.decode("utf-8"))
+    except (ValueError, RecursionError, yaml.YAMLError) as error:
         raise InputError("model", address, f"its {_EXPERIMENT} is damaged: {' '.join(str(error).split())}") from error
     return _experiment(fields, _EXPERIMENT, address)
 

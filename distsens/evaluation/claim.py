@@ -7,20 +7,24 @@ import string
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, Strict, ValidationError
 
 from distsens.errors import InputError
 from distsens.evaluation.claimed_model import compare_models
 from distsens.evaluation.intervals import wilson
 from distsens.evaluation.ledger import Ledger, Proportion
-from distsens.experiment import Count, Number
+from distsens.experiment import Count
 
 FORMAT = 3
 _TOLERANCE = 0.003
 _UNLIKELY = 0.001
 _ROUNDING = 1e-9
+
+
+# As JSON has it: what is checked here is counted with afterwards.
+Number = Annotated[float, Strict()]
 
 
 class _Part(BaseModel):
@@ -158,7 +162,13 @@ def make_claim(
     settings : of the attacks, by name.
     versions, commit : of what judged.
     seconds : that it took.
+
+    Raises
+    ------
+    InputError : the ledger is not of each of these images once.
     """
+    if len(ledger) != data["images"] or ledger.rows["image"].duplicated().any():
+        raise InputError("claim", len(ledger), f"a claim is about {data['images']} images, each once")
     return {
         "format": FORMAT,
         "model": dict(model),
@@ -200,9 +210,10 @@ def check_claim(document: object, path: str) -> dict[str, Any]:
     """
     if not isinstance(document, dict):
         raise InputError("verify", path, "must hold a claim, a JSON object")
-    if (kind := _FORMATS.get(document.get("format"))) is None:
+    version = document.get("format")
+    if type(version) is not int or (kind := _FORMATS.get(version)) is None:
         known = " and ".join(map(str, _FORMATS))
-        raise InputError("verify", path, f"is of format {document.get('format')}; this version reads {known}")
+        raise InputError("verify", path, f"is of format {version}; this version reads {known}")
     try:
         kind.model_validate(document)
     except ValidationError as error:
@@ -320,7 +331,12 @@ def verify(
     refuted = differences(claim, model=model, data_digest=data_digest, source=source, settings=settings)
     right, standing = (_flags(claim[key], claim["images"]) for key in ("right", "standing"))
     place = {number: place for place, number in enumerate(range(claim["images"]) if numbers is None else numbers)}
-    images = [place[number] for number in ledger.rows["image"].tolist()]
+    judged = ledger.rows["image"].tolist()
+    if strange := [number for number in judged if number not in place]:
+        raise InputError("verify", strange[0], "this image is not of those that are claimed")
+    if len({*judged}) != len(judged):
+        raise InputError("verify", len(judged), "images that are judged are there twice")
+    images = [place[number] for number in judged]
     over = under = 0
     for image, label, prediction, stands in zip(
         images, ledger.rows["label"], ledger.rows["prediction"], ledger.standing, strict=True

@@ -98,7 +98,7 @@ class Ledger:
     @staticmethod
     def from_parquet(content: bytes) -> Ledger:
         """Read what :meth:`to_parquet` wrote; `ValueError` if it is damaged."""
-        return Ledger(unseal(content).rows)
+        return Ledger(unseal(content, nullable=True).rows)
 
     def to_parquet(self, about: Mapping[str, object] | None = None) -> bytes:
         """A Parquet file of the rows, which carries its digest and what it is about; see `distsens.storage.seal`."""

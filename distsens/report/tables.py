@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping
 
 import pandas as pd
 
 from distsens.sensitivity import LayerSensitivity, select_neurons
+from distsens.storage import seal
 
 
 def sensitivity_table(epoch: int, sensitivity: Mapping[str, LayerSensitivity], ratio: float) -> pd.DataFrame:
@@ -36,8 +36,8 @@ def sensitivity_table(epoch: int, sensitivity: Mapping[str, LayerSensitivity], r
     return pd.concat(layers, ignore_index=True)
 
 
-def sensitivity_parquet(epoch: int, sensitivity: Mapping[str, LayerSensitivity], ratio: float) -> bytes:
-    """The table of :func:`sensitivity_table` as a Parquet file."""
-    buffer = io.BytesIO()
-    sensitivity_table(epoch, sensitivity, ratio).to_parquet(buffer, index=False)
-    return buffer.getvalue()
+def sensitivity_parquet(
+    epoch: int, sensitivity: Mapping[str, LayerSensitivity], ratio: float, experiment: str
+) -> bytes:
+    """The table of :func:`sensitivity_table` as a sealed Parquet file, of an experiment that is told by its digest."""
+    return seal(sensitivity_table(epoch, sensitivity, ratio), {"epoch": epoch, "experiment": experiment})

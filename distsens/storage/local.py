@@ -43,10 +43,9 @@ class LocalPlace:
     def get(self, key: str) -> bytes:
         """Return the file; see `Place.get`."""
         path = self._path(key)
-        try:
-            return path.read_bytes()
-        except (IsADirectoryError, NotADirectoryError) as error:
-            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path)) from error
+        if not path.is_file():  # a pipe would keep its reader waiting
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path))
+        return path.read_bytes()
 
     def keys(self, prefix: str = "") -> list[str]:
         """Return the sorted keys; see `Place.keys`. Files whose names are no keys are not listed."""

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from distsens.errors import InputError
-from distsens.storage.json_files import read_json, write_json
+from distsens.storage.json_files import write_json
 from distsens.storage.place import Place
+from distsens.strict_json import Document, load_as, load_json
 
 RUN_FILE = "run.json"
 _FORMAT = 1
@@ -19,6 +20,13 @@ class RunRecord:
     """The fields of a run's experiment, and the id of its MLflow run."""
 
     experiment: Mapping[str, Any]
+    mlflow_run_id: str
+
+
+class _Record(Document):
+    """What ``run.json`` holds; the experiment is for `Experiment` to check."""
+
+    experiment: dict[str, Any]
     mlflow_run_id: str
 
 
@@ -38,11 +46,15 @@ def read_run(place: Place) -> RunRecord:
     InputError
         It is damaged, or of a format that this version does not read.
     """
+    content = place.get(RUN_FILE)
     try:
-        document = read_json(place, RUN_FILE)
+        document = load_json(content)
+        known = isinstance(document, dict) and document.get("format") == _FORMAT
+        if not known or not _Record.model_fields.keys() <= document.keys():
+            raise InputError("run", place.url, f"its {RUN_FILE} is not of this version's format ({_FORMAT})")
+        record = load_as(_Record, document)
+    except InputError:
+        raise
     except ValueError as error:
         raise InputError("run", place.url, f"its {RUN_FILE} is damaged: {error}") from error
-    known = isinstance(document, dict) and document.get("format") == _FORMAT
-    if not known or not {"experiment", "mlflow_run_id"} <= document.keys():
-        raise InputError("run", place.url, f"its {RUN_FILE} is not of this version's format ({_FORMAT})")
-    return RunRecord(document["experiment"], document["mlflow_run_id"])
+    return RunRecord(record.experiment, record.mlflow_run_id)

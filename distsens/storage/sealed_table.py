@@ -48,8 +48,12 @@ def seal(rows: pd.DataFrame, about: Mapping[str, Any]) -> bytes:
     return content[:start] + _digest(content, start) + content[start + len(_ZEROS) :]
 
 
-def unseal(content: bytes) -> SealedTable:
+def unseal(content: bytes, *, nullable: bool = False) -> SealedTable:
     """Read a file of :func:`seal`, or an older one without a seal.
+
+    Parameters
+    ----------
+    nullable : read columns as pandas' types of which values may be missing.
 
     Raises
     ------
@@ -67,7 +71,8 @@ def unseal(content: bytes) -> SealedTable:
             raise ValueError("its SHA-256 is not the one that it carries")
     try:
         about = load_json(pq.read_metadata(io.BytesIO(content)).metadata[_ABOUT]) if sealed else None
-        rows = pd.read_parquet(io.BytesIO(content), dtype_backend="numpy_nullable")
+        backend: dict[str, Any] = {"dtype_backend": "numpy_nullable"} if nullable else {}
+        rows = pd.read_parquet(io.BytesIO(content), **backend)
     except Exception as error:  # A damaged file makes its reader raise almost anything.
         raise ValueError(f"it is no Parquet file that can be read ({said(error)})") from None
     return SealedTable(rows, about)

@@ -6,19 +6,25 @@ import io
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from itertools import pairwise
 from typing import Any
 
 import safetensors.torch
 import torch
+from pydantic import ConfigDict, Field
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.swa_utils import AveragedModel
 
+from distsens.errors import InputError, refusing
 from distsens.models import state_to_bytes
 from distsens.sensitivity import LayerSensitivity, Stabilizer
+from distsens.strict_json import Document, load_as, load_json
 
 WEIGHTS = "model.safetensors"
 STATE = "state.pt"
+_FIELD = "checkpoint"
+_MEASURED = ("validation/robust_accuracy", "validation/clean_accuracy")
 
 
 @dataclass(frozen=True)
@@ -49,9 +55,18 @@ class EpochRecord:
 
 
 def best_epoch(history: Sequence[EpochRecord]) -> EpochRecord | None:
-    """Highest by ``selection``, then by clean accuracy, then the earliest; never epoch 0, so perhaps none."""
+    """Highest by ``selection``, then by clean accuracy, then the earliest; never epoch 0, so perhaps none.
+
+    Raises
+    ------
+    InputError : an epoch of a checkpoint's history was not measured.
+    """
+    epochs = [record for record in history if record.epoch > 0]
+    for record in epochs:
+        if absent := [name for name in _MEASURED if name not in record.metrics]:
+            raise InputError(_FIELD, STATE, f"is damaged: of epoch {record.epoch} it has no {absent[0]}")
     return max(
-        (record for record in history if record.epoch > 0),
+        epochs,
         key=lambda record: (record.selection, record.metrics["validation/clean_accuracy"], -record.epoch),
         default=None,
     )
@@ -111,19 +126,25 @@ class TrainingState:
         return {WEIGHTS: weights_to_bytes(self.classifier), STATE: buffer.getvalue()}
 
     def load_files(self, files: Mapping[str, bytes]) -> None:
-        """Take up the state of :meth:`to_files`, on whatever device the parts are."""
-        state = _state(files)
-        load_weights(self.classifier, files[WEIGHTS])
-        if self.average is not None:
-            self.model.load_state_dict(state["model"])
-            self.average.n_averaged.copy_(state["averaged_steps"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        if self.stabilizer is not None:
-            self.stabilizer.load_state_dict(state["stabilizer"])
-        self.selected = state["selected"]
-        self.initial = _measured(state["initial"])
-        self.history = _history(state)
-        self.history[-1] = replace(self.history[-1], sensitivity=_measured(state["sensitivity"]))
+        """Take up the state of :meth:`to_files`, on whatever device the parts are.
+
+        Raises
+        ------
+        InputError : the files hold another state, or none.
+        """
+        with refusing(_FIELD, STATE, "is damaged, or of another training"):
+            state = _state(files)
+            load_weights(self.classifier, files[WEIGHTS])
+            if self.average is not None:
+                self.model.load_state_dict(state["model"])
+                self.average.n_averaged.copy_(state["averaged_steps"])
+            self.optimizer.load_state_dict(state["optimizer"])
+            if self.stabilizer is not None:
+                self.stabilizer.load_state_dict(state["stabilizer"])
+            self.selected = {layer: _tensor(neurons) for layer, neurons in state["selected"].items()}
+            self.initial = _measured(state["initial"])
+            self.history = _history(state)
+            self.history[-1] = replace(self.history[-1], sensitivity=_measured(state["sensitivity"]))
 
     def roll_back(self, files: Mapping[str, bytes]) -> None:
         """Take up an earlier epoch of this run, all but its history: what happened since stays on record."""
@@ -133,8 +154,14 @@ class TrainingState:
 
 
 def stored_history(files: Mapping[str, bytes]) -> list[EpochRecord]:
-    """The epochs up to that of a checkpoint's files, without their neurons' sensitivity."""
-    return _history(_state(files))
+    """The epochs up to that of a checkpoint's files, without their neurons' sensitivity.
+
+    Raises
+    ------
+    InputError : the files hold none, whatever their digests say.
+    """
+    with refusing(_FIELD, STATE, "is damaged"):
+        return _history(_state(files))
 
 
 def weights_to_bytes(model: nn.Module) -> bytes:
@@ -148,15 +175,29 @@ def load_weights(model: nn.Module, weights: bytes) -> None:
 
 
 def _state(files: Mapping[str, bytes]) -> dict[str, Any]:
-    state: dict[str, Any] = torch.load(io.BytesIO(files[STATE]), map_location="cpu", weights_only=True)
+    state = torch.load(io.BytesIO(files[STATE]), map_location="cpu", weights_only=True)
+    if not isinstance(state, dict):
+        raise ValueError("it holds no state of a training")
     return state
 
 
+class _Record(Document):
+    model_config = ConfigDict(allow_inf_nan=True)
+
+    epoch: int = Field(ge=0)
+    metrics: dict[str, float]
+    alarm: str | None
+
+
+class _History(Document):
+    records: list[_Record] = Field(min_length=1)
+
+
 def _history(state: Mapping[str, Any]) -> list[EpochRecord]:
-    return [
-        EpochRecord(record["epoch"], record["metrics"], alarm=record["alarm"])
-        for record in json.loads(state["history"])
-    ]
+    records = load_as(_History, {"records": load_json(state["history"], finite=False)}).records
+    if any(before.epoch >= after.epoch for before, after in pairwise(records)):
+        raise ValueError("its epochs do not follow one another")
+    return [EpochRecord(record.epoch, record.metrics, alarm=record.alarm) for record in records]
 
 
 def _plain(sensitivity: Mapping[str, LayerSensitivity]) -> dict[str, dict[str, Tensor]]:
@@ -164,4 +205,13 @@ def _plain(sensitivity: Mapping[str, LayerSensitivity]) -> dict[str, dict[str, T
 
 
 def _measured(plain: Mapping[str, dict[str, Tensor]]) -> dict[str, LayerSensitivity]:
-    return {layer: LayerSensitivity(**values) for layer, values in plain.items()}
+    return {
+        layer: LayerSensitivity(**{name: _tensor(one) for name, one in values.items()})
+        for layer, values in plain.items()
+    }
+
+
+def _tensor(value: object) -> Tensor:
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{type(value).__name__} where a tensor should be")
+    return value

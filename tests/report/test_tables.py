@@ -10,7 +10,7 @@ from distsens.sensitivity import LayerSensitivity
 
 
 def read(sensitivity: dict[str, LayerSensitivity], ratio: float = 0.25) -> pd.DataFrame:
-    return pd.read_parquet(io.BytesIO(sensitivity_parquet(7, sensitivity, ratio)))
+    return pd.read_parquet(io.BytesIO(sensitivity_parquet(7, sensitivity, ratio, "abc")))
 
 
 def test_every_neuron_is_a_row_with_its_exact_values(sensitivity: dict[str, LayerSensitivity]) -> None:
