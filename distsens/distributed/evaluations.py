@@ -147,20 +147,17 @@ class StoredEvaluation:
         """What a shard says of itself, and its ledger; `ValueError` if it is not to be counted."""
         table = unseal(content, nullable=True)
         ledger = Ledger(table.rows)
-        if table.about is None:
-            if self.format != 1:
-                raise ValueError("it carries no digest")
-            if (fault := ledger.fault(_columns(self.examination), labels)) is not None:
-                raise ValueError(fault)
-            return None, ledger
-        about = load_as(_About, table.about)
-        if about.evaluation != self.identity:
+        if table.about is None and self.format != 1:
+            raise ValueError("it carries no digest")
+        about = None if table.about is None else load_as(_About, table.about)
+        if about is not None and about.evaluation != self.identity:
             raise ValueError("it is of another evaluation")
-        if about.shard != number:
+        if about is not None and about.shard != number:
             raise ValueError(f"it is shard {about.shard}")
-        images = table.rows["image"].tolist()
-        if about.images != images or not labels.keys() >= set(images):
-            raise ValueError("it is about other images")
+        if (fault := ledger.fault(_columns(self.examination), labels)) is not None:
+            raise ValueError(fault)
+        if about is not None and about.images != ledger.rows["image"].tolist():
+            raise ValueError("it is about other images than it says")
         return about, ledger
 
     def set_aside(self, shards: Shards) -> Iterator[str]:

@@ -287,6 +287,8 @@ def _of_run(run: Place, selected: str, address: str, given: _Given) -> Subject:
     record = read_run(run)
     experiment = _experiment(record.experiment, RUN_FILE, address)
     checkpoint, notices = _selected(Checkpoints(run), selected, address)
+    if WEIGHTS not in checkpoint.files:
+        raise InputError("model", address, f"its checkpoint of epoch {checkpoint.manifest.epoch} holds no {WEIGHTS}")
     return Subject(
         run.url.rpartition("/")[2],
         address,

@@ -204,7 +204,7 @@ class Ledger:
         if odd := {*rows} ^ {*columns} - ({"not_finite"} - {*rows}):
             return f"it should have, or not have, the columns {', '.join(sorted(odd))}"
         for name in rows:
-            if str(rows[name].dtype) != _type(name) and not rows[name].isna().all():
+            if str(rows[name].dtype) != _type(name):
                 return f"its column {name} is {rows[name].dtype}"
             if name not in _MAY_MISS and not name.startswith(_BROKEN) and rows[name].isna().any():
                 return f"its column {name} misses values"

@@ -134,15 +134,24 @@ def _loaded(content: bytes, name: str) -> Any:
             raise InputError(_FIELD, name, "is a safetensors file that is damaged or was cut off") from error
     if content[:1] == b"\x80" and content[2:].startswith(_LEGACY):
         return _saved_by_torch(content, name)
-    if zipfile.is_zipfile(io.BytesIO(content)):
-        with zipfile.ZipFile(io.BytesIO(content)) as archive:
-            inside = archive.namelist()
+    if (inside := _members(content, name)) is not None:
         program = any("/code/" in one for one in inside)
         if not program and any(re.fullmatch(r"([^/]+/)?data\.pkl", one) for one in inside):
             return _saved_by_torch(content, name)
         if inside and all(one.endswith(".npy") for one in inside):
             return _arrays(content, name)
     raise InputError(_FIELD, name, f"is {what_it_is(content)}")
+
+
+def _members(content: bytes, name: str) -> list[str] | None:
+    """Names in an archive; None if it is none."""
+    try:
+        if not zipfile.is_zipfile(io.BytesIO(content)):
+            return None
+        with zipfile.ZipFile(io.BytesIO(content)) as archive:
+            return archive.namelist()
+    except Exception as error:  # A damaged file makes its reader raise almost anything.
+        raise InputError(_FIELD, name, "is an archive that is damaged or was cut off") from error
 
 
 def _is_safetensors(content: bytes) -> bool:
