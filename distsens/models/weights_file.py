@@ -82,7 +82,7 @@ def _without_part(address: str) -> str:
 def read_weights(path: Path) -> bytes:
     """Content of a weights file; `InputError` if it cannot be read."""
     try:
-        if path.exists() and not path.is_file():  # a pipe would keep its reader waiting
+        if path.exists() and not (path.is_file() or path.is_dir()):  # a pipe would keep its reader waiting
             raise ValueError("it is no file")
         return path.read_bytes()
     except (OSError, ValueError) as error:

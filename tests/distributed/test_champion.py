@@ -17,12 +17,13 @@ from distsens.distributed import champion
 from distsens.distributed.champion import Searched, judge_finalists, winner_of
 from distsens.distributed.examination_preflight import CheckedExamination
 from distsens.distributed.sweep_record import StoredSweep
-from distsens.evaluation import Architecture, Ledger, Subject
+from distsens.evaluation import Architecture, Subject
 from distsens.examination import Examination
 from distsens.report.sweep import RungState, SweepView, TrialState
 from distsens.search import Sweep, SweepPlan
 from distsens.storage import open_place
-from distsens.suite import load_judged
+from distsens.suite import GROUPS, load_judged
+from tests.evaluation.ledgers import ledger_of
 
 
 def finished(number: int, clean: float, robust: float, score: float, autoattack: float | None) -> TrialState:
@@ -71,6 +72,7 @@ class Judging:
 
     def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         self.asked: list[tuple[str, int]] = []
+        self.labels: dict[int, int] = {}
         self.left = 100
         self.output = StringIO()
         self._stored = StoredSweep("s", open_place(str(folder)), {}, "id")
@@ -90,8 +92,8 @@ class Judging:
                     judging.left -= 1
                     judging.asked.append((self.name, len(rows)))
                     by = [None, *["apgd-ce"] * (len(rows) - 1)]
-                    images = self.numbers[rows].tolist()
-                    yield number, Ledger.of({"image": images, "label": [0] * len(rows), "broken_by": by})
+                    labels = {image: judging.labels[image] for image in self.numbers[rows].tolist()}
+                    yield number, ledger_of(labels, by, GROUPS["autoattack"])
                     yield None
 
         def check(examination: Examination) -> CheckedExamination:
@@ -100,7 +102,9 @@ class Judging:
             whole = examination.completed(PLAN.base)
             dataset, split = load_judged(whole, PLAN.base)
             place = open_place("runs")
-            return CheckedExamination(whole, subject, None, dataset, split, place, "", None, None, {}, ())
+            checked = CheckedExamination(whole, subject, None, dataset, split, place, "", None, None, {}, ())
+            judging.labels = checked.labels
+            return checked
 
         monkeypatch.setattr(champion, "Examiners", Examiners)
         monkeypatch.setattr(champion, "check_examination", check)

@@ -11,13 +11,16 @@ from typing import Any
 
 import pandas as pd
 import pytest
+import torch
 
 from distsens.distributed.evaluations import Shards, StoredEvaluation, find_evaluation
 from distsens.errors import InputError
-from distsens.evaluation import Check, Ledger
-from distsens.evaluation.ledger import broken_column, evaluations_column
+from distsens.evaluation import Check, Ledger, examine
+from distsens.evaluation.ledger import broken_column
 from distsens.examination import Examination
 from distsens.storage import open_place
+from distsens.suite import Materials, build_judgement, load_judged
+from tests.evaluation.ledgers import ledger_of
 
 LABELS = {number: number % 10 for number in range(40)}
 FIRST, SECOND = "ledger/shard-00000.parquet", "ledger/shard-00001.parquet"
@@ -36,23 +39,8 @@ def stored(folder: Path, **changes: Any) -> StoredEvaluation:
 
 def ledger(images: range) -> Ledger:
     """Every other image is broken by pgd."""
-    labels = [LABELS[image] for image in images]
-    broken = [image % 2 == 0 for image in images]
-    return Ledger.of(
-        {
-            "image": list(images),
-            "label": labels,
-            "prediction": labels,
-            "broken_by": ["pgd" if one else None for one in broken],
-            "adversarial_prediction": [9 if one else None for one in broken],
-            "distance": [0.1 if one else None for one in broken],
-            "evaluations": [5] * len(labels),
-            "violations": [0] * len(labels),
-            "not_finite": [False] * len(labels),
-            broken_column("pgd"): broken,
-            evaluations_column("pgd"): [4] * len(labels),
-        }
-    )
+    broken_by = ["pgd" if image % 2 == 0 else None for image in images]
+    return ledger_of({image: LABELS[image] for image in images}, broken_by, ["pgd"])
 
 
 def judged(folder: Path, **changes: Any) -> StoredEvaluation:
@@ -220,3 +208,44 @@ def test_an_evaluation_of_an_earlier_version_goes_on_as_it_began(tmp_path: Path)
     found.keep(2, ledger(range(0)), 5.0)
     assert (find_evaluation(str(tmp_path), "").seconds, evaluation.format) == (5.0, 1)
     assert again(evaluation).unsealed == 2
+
+
+class SometimesNothing(torch.nn.Module):
+    """A linear classifier that is right on these images, and returns no numbers for dark ones."""
+
+    def __init__(self, images: torch.Tensor, labels: torch.Tensor) -> None:
+        super().__init__()
+        wanted = torch.nn.functional.one_hot(labels, 10).float()
+        self.weight = torch.nn.Parameter(torch.linalg.lstsq(images.flatten(1), wanted).solution)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        dark = images.mean((1, 2, 3)) < 0.28
+        return torch.where(dark[:, None], float("nan"), images.flatten(1) @ self.weight)
+
+
+@pytest.mark.parametrize("every_attack", [False, True])
+def test_whatever_an_examination_asks_its_own_shards_are_counted(tmp_path: Path, every_attack: bool) -> None:
+    fields = {"attacks": ["pgd", "mim", "square"], "eps_curve": ["1/255", 0.1], "corruptions": ["brightness"]}
+    fields |= {"data": {"name": "digits", "limit": 40}, "threat": {"norm": "linf", "eps": 0.05}}
+    fields |= {"pgd": {"steps": 2, "restarts": 1}, "every_attack": every_attack}
+    examination = Examination.parse(fields)
+    images, labels = load_judged(examination, None)[1].tensors()
+    judgement = build_judgement(examination, Materials(10, None, None, None))
+    numbers = torch.arange(100, 140)
+    square: Any = judgement.attacks["square"]
+    attacks = {**judgement.attacks, "square": dataclasses.replace(square, queries=5)}
+    judgement = dataclasses.replace(judgement, attacks=attacks)
+    model = SometimesNothing(images[slice(None)] / 255.0, labels)
+    found = examine(model, images[slice(None)], labels, numbers, judgement, torch.device("cpu")).ledger
+    assert 0 < found.not_finite < found.clean.count < len(found)
+    assert 0 < found.robust.count < found.clean.count
+    known = dict(zip(numbers.tolist(), labels.tolist(), strict=True))
+    for version in (1, 2):
+        evaluation = stored(tmp_path / str(version), examination=examination, format=version)
+        evaluation.save()
+        evaluation.keep(0, found, 1.0)
+        if version == 1:
+            found.rows.to_parquet(tmp_path / "1" / FIRST, index=False)
+        shards = find_evaluation(evaluation.place.url, "").shards(known)
+        assert shards.left_out == {}
+        pd.testing.assert_frame_equal(shards.done[0].rows, found.rows)

@@ -80,7 +80,7 @@ from tests.fuzz.spoiled_files import (
 pytestmark = pytest.mark.drill
 
 SEED, CASES = 17, 5000
-SECONDS = 5.0
+SECONDS, LONGEST = 5.0, 20_000
 GIBIBYTES = 1.0
 """That all cases together may need, above what reading whole files takes."""
 
@@ -431,9 +431,7 @@ def fault_of(kind: Kind, expected: Any, forged: bool) -> str | None:
             found = kind.read()
     except (InputError, CheckpointError) as error:
         line = str(error)
-        return (
-            None if line.isprintable() and len(line) < 20_000 else f"a refusal of {len(line)} characters: {line[:500]!r}"
-        )
+        return None if line.isprintable() and len(line) < LONGEST else f"a refusal of {len(line)} characters: {line!r}"
     except BaseException:
         return traceback.format_exc()
     if kind.absent and found is None:
