@@ -46,6 +46,8 @@ _FIELD = "model.weights"
 _LEGACY = b"\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # the number that torch.save wrote first before version 1.6
 _SAFETENSORS_HEADER = 100_000_000
 _PROTOCOL = 3
+_DAMAGED = "is damaged or was cut off"
+_CHUNK = 2**20
 _BLOCKED = ("sys", "os", "posix", "nt")
 _SHOWN, _LONGEST = 6, 80
 _DEEPEST = 4
@@ -137,6 +139,7 @@ def _loaded(content: bytes, name: str) -> Any:
     if (inside := _members(content, name)) is not None:
         program = any("/code/" in one for one in inside)
         if not program and any(re.fullmatch(r"([^/]+/)?data\.pkl", one) for one in inside):
+            _check_sums(content, inside, name)
             return _saved_by_torch(content, name)
         if inside and all(one.endswith(".npy") for one in inside):
             return _arrays(content, name)
@@ -152,6 +155,18 @@ def _members(content: bytes, name: str) -> list[str] | None:
             return archive.namelist()
     except Exception as error:  # A damaged file makes its reader raise almost anything.
         raise InputError(_FIELD, name, "is an archive that is damaged or was cut off") from error
+
+
+def _check_sums(content: bytes, inside: Sequence[str], name: str) -> None:
+    """Refuse an archive with a wrong checksum, at which torch itself does not look."""
+    with zipfile.ZipFile(io.BytesIO(content)) as archive:
+        for one in inside:
+            try:
+                with archive.open(one) as stream:
+                    while stream.read(_CHUNK):
+                        pass
+            except Exception as error:  # A damaged file makes its reader raise almost anything.
+                raise InputError(_FIELD, name, f"is a file of torch.save that {_DAMAGED} ({_short(one)})") from error
 
 
 def _is_safetensors(content: bytes) -> bool:
@@ -184,7 +199,7 @@ def _fault(content: bytes) -> str:
         if any(one.startswith("torch.nn.modules.") for one in globals_of(content)):
             return f"holds a whole module, {_WHOLE_MODULE}"
     except Exception:  # as of any damaged file
-        return "is damaged or was cut off"
+        return _DAMAGED
     return "is damaged, was cut off, or holds more than can be read safely"
 
 

@@ -355,7 +355,7 @@ def of_an_evaluation(folder: Path) -> list[Kind]:
         Kind("ledger", home / "ledger" / "shard-00001.parquet", counted, of_table, whole=True),
         Kind("claim", folder / "claim.json", verified, of_json),
         Kind("baseline", folder / "baseline.json", baseline, of_json),
-        Kind("pairs", folder / "pairs" / "pairs-00000.npz", saved, of_npz),
+        Kind("pairs", folder / "pairs" / "pairs-00000.npz", saved, of_npz, whole=True),
         Kind("pairs.json", folder / "pairs" / "pairs.json", saved, of_json),
     ]
 
@@ -386,11 +386,11 @@ def of_data(folder: Path) -> list[Kind]:
 
     cache = folder / "cache" / "distsens" / "key.npz"
     return [
-        Kind("data.npz", folder / "data.npz", splits, of_npz),
-        Kind("extra.npz", folder / "extra.npz", extra, of_npz),
-        Kind("weights.npz", folder / "weights.npz", weights("weights.npz"), of_npz),
+        Kind("data.npz", folder / "data.npz", splits, of_npz, whole=True),
+        Kind("extra.npz", folder / "extra.npz", extra, of_npz, whole=True),
+        Kind("weights.npz", folder / "weights.npz", weights("weights.npz"), of_npz, whole=True),
         Kind("weights.pt", folder / "weights.pt", weights("weights.pt"), of_pickle),
-        Kind("survey", cache, survey, of_npz, absent=True),
+        Kind("survey", cache, survey, of_npz, whole=True, absent=True),
     ]
 
 

@@ -327,3 +327,12 @@ def test_a_missing_file_and_a_folder_are_refused(tmp_path: Path) -> None:
             read_weights(path)
     with pytest.raises(InputError, match="cannot be read"):
         read_weights(Path("a\0b.pt"))
+
+
+def test_a_flipped_bit_in_a_file_of_torch_save_is_noticed_by_its_checksums() -> None:
+    buffer = io.BytesIO()
+    torch.save({"weight": torch.full((50, 50), 3.0), "bias": torch.zeros(50)}, buffer)
+    flipped = bytearray(buffer.getvalue())
+    flipped[flipped.index(torch.full((9,), 3.0).numpy().tobytes()) + 3] ^= 4
+    with pytest.raises(InputError, match=r"is damaged or was cut off \(archive/data/0\)"):
+        state_of(bytes(flipped), "net.pt")
