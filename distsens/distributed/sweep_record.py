@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from typing import Any
@@ -12,6 +14,7 @@ from distsens.errors import InputError
 from distsens.report.sweep import TrialState
 from distsens.search import SweepPlan
 from distsens.storage import Place, open_place, place_name, read_json, write_json
+from distsens.strict_json import Document, load_as, load_json
 
 SWEEP_FILE = "sweep.json"
 TUNE_FOLDER = "tune"
@@ -50,8 +53,23 @@ class StoredSweep:
     def trials(self) -> dict[str, TrialState]:
         """What earlier sessions knew of the trials, by id."""
         keys = [key for key in self.place.keys("trials") if key.endswith(f"/{_TRIAL_FILE}")]
-        states = [TrialState.from_dict(read_json(self.place, key)) for key in sorted(keys)]
-        return {one.trial: one for one in states}
+        found = {}
+        for key in sorted(keys):
+            with self._damaged(key):
+                one = TrialState.from_dict(read_json(self.place, key))
+                if key != f"trials/{one.trial}/{_TRIAL_FILE}":
+                    raise ValueError(f"it is of trial {one.trial}")
+            found[one.trial] = one
+        return found
+
+    @contextmanager
+    def _damaged(self, key: str) -> Iterator[None]:
+        """Refuse a file that is not what it should be; nothing else of the sweep is touched."""
+        try:
+            yield
+        except ValueError as error:
+            allowed = f"its {key} is damaged ({error}); its trials stay as they are"
+            raise InputError("resume", self.name, allowed) from None
 
     def forget(self, trial: str) -> None:
         """Delete what a trial has left."""
@@ -64,10 +82,24 @@ class StoredSweep:
     def champion(self, trial: str) -> tuple[str, dict[str, Any] | None] | None:
         """The run that trains this winner, and its result: what :meth:`keep_champion` wrote; None before."""
         try:
-            document = read_json(self.place, _CHAMPION_FILE)
+            with self._damaged(_CHAMPION_FILE):
+                known = load_as(_Champion, self.place.get(_CHAMPION_FILE))
         except FileNotFoundError:
             return None
-        return (document["run"], document["result"]) if document["trial"] == trial else None
+        return (known.run, known.result) if known.trial == trial else None
+
+
+class _Sweep(Document):
+    """What ``sweep.json`` holds; the recipe is for `SweepPlan` to check."""
+
+    recipe: dict[str, Any]
+    mlflow_run_id: str
+
+
+class _Champion(Document):
+    trial: str
+    run: str
+    result: dict[str, Any] | None
 
 
 def find_sweep(name: str, storage_url: str) -> StoredSweep:
@@ -75,14 +107,23 @@ def find_sweep(name: str, storage_url: str) -> StoredSweep:
     place = open_place(name) if "/" in name else open_place(storage_url).child(name)
     place.check_writable()
     try:
-        document = read_json(place, SWEEP_FILE)
-    except (OSError, ValueError):
+        content = place.get(SWEEP_FILE)
+    except OSError:
         raise InputError("resume", name, f"there is no {SWEEP_FILE} of a sweep in {place.url}") from None
-    if not isinstance(document, dict) or document.get("format") != _FORMAT:
-        raise InputError("resume", name, f"its {SWEEP_FILE} is not of this version's format ({_FORMAT})")
+    try:
+        document = load_json(content)
+        if not isinstance(document, dict) or document.get("format") != _FORMAT:
+            raise InputError("resume", name, f"its {SWEEP_FILE} is not of this version's format ({_FORMAT})")
+        known = load_as(_Sweep, document)
+        recipe = followed(known.recipe, place, known.mlflow_run_id)
+    except InputError:
+        raise
+    except ValueError as error:
+        raise InputError("resume", name, f"its {SWEEP_FILE} is damaged: {error}") from None
     _check_tune_state(name, place)
-    recipe = followed(document["recipe"], place, document["mlflow_run_id"])
-    return StoredSweep(place_name(place.url), place, recipe, document["mlflow_run_id"])
+    sweep = StoredSweep(place_name(place.url), place, recipe, known.mlflow_run_id)
+    sweep.trials()  # Refused here, where nothing has been started yet.
+    return sweep
 
 
 def _check_tune_state(name: str, place: Place) -> None:

@@ -6,7 +6,10 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
+from pydantic import Field
+
 from distsens.search import Point
+from distsens.strict_json import Document, load_as
 
 Status = Literal["running", "stopped", "finished", "failed", "interrupted"]
 
@@ -84,9 +87,33 @@ class TrialState:
 
     @staticmethod
     def from_dict(document: Mapping[str, Any]) -> TrialState:
-        """The inverse of :meth:`to_dict`."""
-        rungs = {int(number): RungState(**one) for number, one in document["rungs"].items()}
-        return TrialState(**{**document, "rungs": rungs})
+        """The inverse of :meth:`to_dict`; `ValueError` where it is not of one."""
+        known = load_as(_Trial, document)
+        rungs = {int(number): RungState(**one.model_dump()) for number, one in known.rungs.items()}
+        return TrialState(**{**known.model_dump(), "rungs": rungs})
+
+
+class _Rung(Document):
+    epochs: int = Field(ge=0)
+    clean: float | None
+    robust: float | None
+    score: float | None
+    seconds: float
+    evaluations: float
+
+
+class _Trial(Document):
+    """What a trial's file holds."""
+
+    trial: str
+    number: int = Field(ge=0)
+    values: dict[str, Any]
+    status: Status
+    failure: str | None
+    mlflow_run_id: str | None
+    rungs: dict[int | str, _Rung]
+    autoattack: float | None
+    passing: bool = False
 
 
 def ranked(trials: Iterable[TrialState]) -> list[TrialState]:
