@@ -18,7 +18,7 @@ _ENCRYPTED = 0x1
 _PACKED = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)  # what NumPy writes
 # No more than this comes out of a byte of deflate, whatever is in it.
 _DEFLATED = 1032
-_HEADER = 10_000
+_HEADER, _LAST_RECORD = 10_000, 22
 _SUFFIX = ".npy"
 _LONGEST, _SHOWN = 80, 10
 
@@ -76,7 +76,16 @@ def _members(archive: zipfile.ZipFile) -> dict[str, zipfile.ZipInfo]:
         if name in members:
             raise ValueError(f"{name[:_LONGEST]!r} is there twice")
         members[name] = one
+    if _listed_members(archive) not in (len(members), 0xFFFF):
+        raise ValueError("its list of members is damaged")
     return members
+
+
+def _listed_members(archive: zipfile.ZipFile) -> int:
+    """How many there are by the archive's last record, which zipfile does not compare; 65,535 stands for any number."""
+    assert archive.fp is not None
+    archive.fp.seek(-_LAST_RECORD - len(archive.comment), os.SEEK_END)
+    return int.from_bytes(archive.fp.read(_LAST_RECORD)[10:12], "little")
 
 
 def _listed(members: Mapping[str, object]) -> str:

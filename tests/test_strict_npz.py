@@ -63,6 +63,13 @@ def marked(content: bytes, local: int, central: int, value: int) -> bytes:
     return bytes(changed)
 
 
+def swallowing(content: bytes) -> bytes:
+    """The same archive of two members, where the comment on the first one is said to go over the second."""
+    changed, place = bytearray(content), content.index(b"PK\x01\x02")
+    changed[place + 32 : place + 34] = struct.pack("<H", content.index(b"PK\x05\x06") - place - 46 - 5)
+    return bytes(changed)
+
+
 @pytest.mark.filterwarnings("ignore:Duplicate name")
 @pytest.mark.parametrize(
     ("content", "why"),
@@ -84,6 +91,7 @@ def marked(content: bytes, local: int, central: int, value: int) -> bytes:
         (archive(("a.npy", with_shape("((((" * 500))), "a: "),
         (archive(("a.npy", array(np.ones(3))), packed=zipfile.ZIP_LZMA), "a is packed in a way that NumPy does not"),
         (marked(archive(("a.npy", array(np.ones(3)))), 6, 8, 1), "a is encrypted"),
+        (swallowing(archive(("a.npy", array(np.ones(3))), ("b.npy", array(np.ones(3))))), "its list of members is"),
         (marked(archive(("a.npy", array(np.ones(3)))), 8, 10, 77), "a is packed in a way that NumPy does not write"),
         (archive(("a.npy", array(np.ones(99)))).replace(array(np.ones(99))[200:210], b"123456789A", 1), "a is damaged"),
     ],

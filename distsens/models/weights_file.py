@@ -277,7 +277,7 @@ def _check_dense(state: Mapping[str, Tensor], name: str) -> None:
             _refuse(name, f"holds {_short(key)} quantized, sparse or without its values, and plain tensors are read")
 
 
-def _described(found: object) -> str:
+def _described(found: object, deep: int = 0) -> str:
     """What was found instead, with the keys that might tell the user what to do."""
     if isinstance(found, Inert):
         return f"an object of class {_short(found.kind)}"
@@ -286,7 +286,7 @@ def _described(found: object) -> str:
             return f"a whole module under {_short(modules[0])} (its keys are {_keys(found)}): save its state_dict()"
         return f"a dict with the keys {_keys(found)}" if found else "an empty dict"
     if isinstance(found, list | tuple):
-        some = "; ".join(_described(one) for one in found[:3])
+        some = "; ".join(_described(one, deep + 1) for one in found[:3]) if deep <= _DEEPEST else ""
         return f"a {type(found).__name__} of {len(found)}" + (f": {some}" if some else "")
     if isinstance(found, Tensor):
         return f"a tensor of shape {tuple(found.shape)}"

@@ -75,6 +75,8 @@ def unseal(content: bytes, *, nullable: bool = False) -> SealedTable:
         rows = pd.read_parquet(io.BytesIO(content), **backend)
     except Exception as error:  # A damaged file makes its reader raise almost anything.
         raise ValueError(f"it is no Parquet file that can be read ({said(error)})") from None
+    if about is not None and not isinstance(about, dict):
+        raise ValueError("it does not say what it is about")
     return SealedTable(rows, about)
 
 

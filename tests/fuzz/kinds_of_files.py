@@ -377,7 +377,7 @@ def of_data(folder: Path) -> list[Kind]:
     return [
         Kind("data.npz", folder / "data.npz", splits, of_npz, whole=True),
         Kind("extra.npz", folder / "extra.npz", extra, of_npz, whole=True),
-        Kind("weights.npz", folder / "weights.npz", weights("weights.npz"), of_npz, whole=True),
+        Kind("weights.npz", folder / "weights.npz", weights("weights.npz"), of_npz),
         Kind("weights.pt", folder / "weights.pt", weights("weights.pt"), of_pickle),
         Kind("survey", cache, survey, of_npz, whole=True, absent=True),
     ]
