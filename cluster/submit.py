@@ -135,18 +135,20 @@ def _ask(address: str, headers: Mapping[str, str]) -> tuple[int, bytes]:
 
 
 def _credentials(address: str) -> dict[str, str]:
-    from ray._private.authentication.http_token_authentication import get_auth_headers_if_auth_enabled
-
-    try:
-        headers = get_auth_headers_if_auth_enabled({})
-    except RuntimeError:  # the file that the variable names is not there, or empty
-        headers = {}
-    if not headers:
+    """The token as Ray's own clients find it."""
+    token = os.environ.get("RAY_AUTH_TOKEN") if os.environ.get("RAY_AUTH_MODE", "").lower() == "token" else ""
+    if token is None:
+        file = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token").expanduser()
+        try:
+            token = file.read_text(encoding="utf-8")
+        except (OSError, ValueError):
+            token = ""
+    if not token.strip():
         allowed = (
             "the cluster asks for a token: set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH to a file that holds it"
         )
         raise InputError("address", address, allowed)
-    return {str(name): str(value) for name, value in headers.items()}
+    return {"Authorization": f"Bearer {token.strip()}"}
 
 
 def _check_ray(address: str, found: str) -> None:

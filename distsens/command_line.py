@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TypeVar
 
 import yaml
 
-from distsens.errors import InputError
+from distsens.errors import InputError, UnavailableError
 from distsens.experiment import merge
 from distsens.strict_yaml import DuplicateKeyError, load_yaml
 
@@ -24,6 +24,7 @@ T = TypeVar("T", bound="DataclassInstance")
 WRONG_INPUT = 2
 """Exit code of wrong input."""
 
+_FAILED = 1
 _INTERRUPTED = 130
 
 
@@ -168,6 +169,9 @@ def run_job(job: Callable[[Sequence[str]], int]) -> None:
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)  # noqa: T201
         code = WRONG_INPUT
+    except UnavailableError as error:
+        print(f"failed: {error}", file=sys.stderr)  # noqa: T201
+        code = _FAILED
     except KeyboardInterrupt:
         print("interrupted before the run began", file=sys.stderr)  # noqa: T201
         code = _INTERRUPTED

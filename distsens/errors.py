@@ -28,6 +28,10 @@ class UnreachableError(InputError):
     """What is right, as far as anybody knows, and out of reach at the moment: another one may do."""
 
 
+class UnavailableError(RuntimeError):
+    """What a job cannot begin without is not to be had, though its input is right: one line and exit code 1."""
+
+
 @contextmanager
 def refusing(field: str, value: object, what: str) -> Iterator[None]:
     """Turn whatever other people's code (a model, that is) raises in the block into one line about a value of theirs.

@@ -76,15 +76,21 @@ def _analyze(options: Options, fields: dict[str, Any]) -> int:
     from distsens.analysis import Analysis
     from distsens.distributed.analysis_driver import run_analysis
     from distsens.distributed.analysis_preflight import check_analysis
+    from distsens.distributed.cluster import check_room
     from distsens.report import checking
     from distsens.report.analysis import AnalysisView, show_analysis
 
     console = Console()
+
+    def say(line: str) -> None:
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
+
     with checking(console) as tell:
         checked = check_analysis(Analysis.parse(fields), tell)
     for warning in checked.warnings:
-        console.print(f"warning: {warning}", markup=False, highlight=False, soft_wrap=True)
+        say(f"warning: {warning}")
     if options.dry_run:
+        check_room([(checked.analysis.workers, 0)], say)
         console.print("everything that can be checked is in order")
         return 0
     with AnalysisView(console) as view:

@@ -90,6 +90,7 @@ def _evaluate(options: Options, models: Sequence[str], changes: dict[str, Any]) 
     # Ray, torch and MLflow take seconds to import: only once the words of the command are in order.
     from rich.console import Console
 
+    from distsens.distributed.cluster import check_room
     from distsens.distributed.evaluations import check_further, find_evaluation
     from distsens.distributed.examination_driver import (
         check_same,
@@ -108,6 +109,10 @@ def _evaluate(options: Options, models: Sequence[str], changes: dict[str, Any]) 
     from distsens.tracking import check_run
 
     console = Console()
+
+    def say(line: str) -> None:
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
+
     claim = None if options.verify is None else read_claim(options.verify)
     begun: list[StoredEvaluation] = []
     if options.resume:
@@ -130,11 +135,11 @@ def _evaluate(options: Options, models: Sequence[str], changes: dict[str, Any]) 
         with checking(console) as tell:
             checked.append(check_examination(examination, tell))
         for warning in checked[-1].warnings:
-            console.print(f"warning: {warning}", markup=False, highlight=False, soft_wrap=True)
+            say(f"warning: {warning}")
     if claim is not None:
         numbers = checked[0].numbers[list(chosen)]
         which = f"{len(chosen)} drawn at random: {', '.join(map(str, numbers))}" if chosen else "all"
-        console.print(f"judging the claim's images anew, {which}", highlight=False, soft_wrap=True)
+        say(f"judging the claim's images anew, {which}")
     identity = identity_of(checked[0]) if claim is not None or options.claim is not None else None
     if claim is not None and identity is not None and (found := differences_from(claim, checked[0], identity)).faults:
         refuted = Verification(0, 0, 0, found.faults, found.notices)
@@ -147,6 +152,7 @@ def _evaluate(options: Options, models: Sequence[str], changes: dict[str, Any]) 
             check_same(before, one)
             check_run(one.tracking_uri, before.mlflow_run_id)
     if options.dry_run:
+        check_room([(one.examination.workers, 0) for one in checked], say)
         console.print("everything that can be checked is in order")
         return 0
     summaries: list[EvaluationSummary] = []

@@ -64,7 +64,7 @@ def _train(options: Options, experiment: Experiment, changes: dict[str, Any]) ->
     # Ray, torch and MLflow take seconds to import: only once the words of the command are in order.
     from rich.console import Console
 
-    from distsens.distributed.cluster import check_cluster_to_join
+    from distsens.distributed.cluster import check_room
     from distsens.distributed.driver import run_training
     from distsens.distributed.preflight import check, storage_url
     from distsens.distributed.runs import check_checkpoints, find_run, with_changes
@@ -84,14 +84,18 @@ def _train(options: Options, experiment: Experiment, changes: dict[str, Any]) ->
     if options.summary is not None:
         check_output("summary", options.summary)
     console = Console()
+
+    def say(line: str) -> None:
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
+
     with checking(console) as tell:
         checked = check(experiment, tell)
     if resumed is not None:
         check_run(checked.tracking_uri, resumed.mlflow_run_id)
     for notice in checked.notices:
-        console.print(f"notice: {notice}", markup=False, highlight=False, soft_wrap=True)
+        say(f"notice: {notice}")
     if options.dry_run:
-        check_cluster_to_join(experiment)
+        check_room([(experiment.workers, experiment.data.decoding_cpus)], say)
         _show_checked(console, experiment, checked)
         return 0
     with open_view(console, experiment.training.epochs) as view:

@@ -99,7 +99,7 @@ def _tune(options: Options, recipe: dict[str, Any], plan: SweepPlan, resumed: An
     # Ray, torch and MLflow take seconds to import: only once the words of the command are in order.
     from rich.console import Console
 
-    from distsens.distributed.cluster import check_cluster_to_join
+    from distsens.distributed.cluster import check_room
     from distsens.distributed.sweep_driver import run_sweep
     from distsens.distributed.sweep_preflight import check_sweep
     from distsens.report import checking, open_view
@@ -110,14 +110,19 @@ def _tune(options: Options, recipe: dict[str, Any], plan: SweepPlan, resumed: An
     if options.summary is not None:
         check_output("summary", options.summary)
     console = Console()
+
+    def say(line: str) -> None:
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
+
     with checking(console) as tell:
         checked = check_sweep(plan, tell)
     if resumed is not None:
         check_run(checked.base.tracking_uri, resumed.mlflow_run_id)
     for notice in checked.notices:
-        console.print(f"notice: {notice}", markup=False, highlight=False, soft_wrap=True)
+        say(f"notice: {notice}")
     if options.dry_run:
-        check_cluster_to_join(plan.base, plan.champion(plan.first))
+        trainings = (plan.base, plan.champion(plan.first))
+        check_room([(one.workers, one.data.decoding_cpus) for one in trainings], say)
         _show_checked(console, plan, checked)
         return 0
     with SweepView(console, plan.total, plan.rungs) as view:

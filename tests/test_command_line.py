@@ -23,7 +23,7 @@ from distsens.command_line import (
     take_options,
     write_output,
 )
-from distsens.errors import InputError
+from distsens.errors import InputError, UnavailableError
 from distsens.examination import Examination
 from distsens.experiment import Experiment
 
@@ -295,3 +295,13 @@ def test_an_option_takes_no_value_one_or_several_as_its_default_says() -> None:
 def test_a_key_that_is_twice_in_a_flags_value_is_refused() -> None:
     with pytest.raises(InputError, match=r"command line: got '\{a: 1, a: 2\}'; a is there twice, in line 1"):
         parse_flags(["--sweep.champion", "{a: 1, a: 2}"])
+
+
+def test_what_is_not_to_be_had_is_one_line_and_exit_code_1(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def job(_: Sequence[str]) -> int:
+        raise UnavailableError("Ray does not start on this machine")
+
+    assert exit_code(job, monkeypatch) == 1
+    assert capsys.readouterr().err == "failed: Ray does not start on this machine\n"

@@ -59,7 +59,7 @@ def run_analysis(checked: CheckedAnalysis, view: AnalysisView) -> tuple[Analysis
     report: Report | None = None
     with ExitStack() as stack:
         stack.enter_context(signals_interrupt())
-        stack.enter_context(connected())
+        stack.enter_context(connected(view.say))
         caught = stack.enter_context(signals_interrupt())
         check_capacity_of_cluster(analysis.workers)
         name = name_after("analyze", checked.names[0])

@@ -3,27 +3,23 @@
 from __future__ import annotations
 
 import json
-import logging
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import ray
-import ray._private.state
-import ray._private.worker
 import torch
-from ray._private.ray_constants import DEBUG_AUTOSCALING_STATUS
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from distsens.distributed.joining import address_to_join, check_answers, join
+from distsens.distributed.local_ray import start_local_ray
+from distsens.distributed.ray_internals import JOB_CONFIG_VARIABLE, grows, largest_resources
 from distsens.errors import InputError
-from distsens.experiment import Experiment, Workers
+from distsens.experiment import Workers
 
 PLACES_TIMEOUT_S = 1800
 """Seconds of waiting for a busy cluster that Ray Train counts as one failure of its controller."""
-
-_ADDRESS = "RAY_ADDRESS"
-_JOB_CONFIG = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 
 _SETTINGS = {
     # Train's controller looks at its workers this often; a report waits for it.
@@ -41,38 +37,51 @@ _SETTINGS = {
 
 
 @contextmanager
-def connected() -> Iterator[None]:
+def connected(say: Callable[[str], None] = lambda _: None) -> Iterator[None]:
     """Be connected to the cluster for the length of the block; a cluster that was started for it ends with it."""
     for name, value in _SETTINGS.items():
         os.environ.setdefault(name, value)
-    quiet = {"log_to_driver": False, "logging_level": logging.ERROR}
-    if os.environ.get(_ADDRESS):
-        try:
-            ray.init(address=os.environ[_ADDRESS], **quiet)
-        except (ConnectionError, RuntimeError, ValueError) as error:
-            reason = " ".join(str(error).split())  # of another Ray or Python, it names both in lines of their own
-            raise InputError(_ADDRESS, os.environ[_ADDRESS], f"no Ray cluster can be joined there: {reason}") from None
+    address = address_to_join()
+    if address is None:
+        start_local_ray(local_cpus(), say)
     else:
-        ray.init(address="local", num_cpus=local_cpus(), include_dashboard=False, **quiet)
+        join(address, say)
     try:
         yield
     finally:
         ray.shutdown()
 
 
-def check_capacity_here(workers: Workers, beside: int = 0) -> None:
-    """Refuse, before a cluster is started on this machine, what it can never give. Nothing to say about others."""
-    if not os.environ.get(_ADDRESS):
+def check_cluster(workers: Workers, beside: int = 0, tell: Callable[[str], None] = lambda _: None) -> None:
+    """Refuse, before anything is started, what this machine can never give, or an address where no cluster answers.
+
+    ``tell`` hears what is waited for.
+    """
+    address = address_to_join()
+    if address is not None:
+        tell(f"asking for the Ray cluster at {address}")
+        check_answers(address)
+    else:
         here = {"CPU": float(local_cpus()), "GPU": float(torch.cuda.device_count())}
         check_capacity(workers, [here], "this machine", beside)
 
 
-def check_cluster_to_join(*experiments: Experiment) -> None:
-    """Join the cluster that RAY_ADDRESS names, if it does, and refuse what it can never give."""
-    if os.environ.get(_ADDRESS):
-        with connected():
-            for experiment in experiments:
-                check_capacity_of_cluster(experiment.workers, experiment.data.decoding_cpus)
+def check_room(needs: Iterable[tuple[Workers, int]], say: Callable[[str], None]) -> None:
+    """Join the cluster that RAY_ADDRESS names, if it does, and refuse what it can never give.
+
+    Parameters
+    ----------
+    needs : workers, and the cores beside them; what this machine can give without a cluster is checked before.
+    say : shows what is done, and what of it cannot be known.
+    """
+    if address_to_join() is None:
+        return
+    with connected(say):
+        for workers, beside in needs:
+            check_capacity_of_cluster(workers, beside)
+            places = places_of_cluster(workers, beside)
+            if places is None:
+                say(f"the cluster grows, and does not say how far: room for {_count(workers)} is not checked")
 
 
 def check_capacity_of_cluster(workers: Workers, beside: int = 0) -> None:
@@ -85,34 +94,20 @@ def check_capacity_of_cluster(workers: Workers, beside: int = 0) -> None:
         check_capacity(workers, nodes, "the cluster", beside)
     except InputError:
         # Totals over all kinds of nodes: for a cluster that grows, how they are shared out is not known before.
-        grown = ray._private.state.state.get_max_resources_from_cluster_config()
+        grown = largest_resources()
         if grown is not None:
             check_capacity(workers, [grown], "the cluster, grown as far as it may,", beside)
-        elif not _grows():
+        elif not grows():
             raise
-
-
-def _grows() -> bool:
-    """Whether the connected cluster has an autoscaler that may add nodes.
-
-    Such a one has a type for every node, of its configuration. A cluster made by hand has none, or one that only
-    watches and gives each node a type of its own.
-    """
-    gcs = ray._private.worker.global_worker.gcs_client
-    if any(node.instance_id for node in gcs.get_all_node_info().values()):  # autoscaler v2
-        return True
-    status = json.loads(gcs.internal_kv_get(DEBUG_AUTOSCALING_STATUS.encode(), None) or b"{}")  # autoscaler v1
-    types = (status.get("autoscaler_report") or {}).get("node_type_mapping") or {}
-    return any(not kind.startswith("node_") for kind in types.values())
 
 
 def places_of_cluster(workers: Workers, beside: int = 0) -> int | None:
     """How many of the workers the connected cluster holds; None for one that grows and does not say how far."""
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    grown = ray._private.state.state.get_max_resources_from_cluster_config()
+    grown = largest_resources()
     if grown is not None:
         return max(places_for(workers, nodes, beside), places_for(workers, [grown], beside))
-    return None if _grows() else places_for(workers, nodes, beside)
+    return None if grows() else places_for(workers, nodes, beside)
 
 
 def check_capacity(workers: Workers, nodes: Sequence[dict[str, float]], where: str, beside: int = 0) -> None:
@@ -121,12 +116,21 @@ def check_capacity(workers: Workers, nodes: Sequence[dict[str, float]], where: s
     ``beside`` is how many cores are needed beside the workers', on whatever nodes.
     """
     places = places_for(workers, nodes)
-    each = f"{workers.cpus} CPU" + (f" and {workers.gpus} GPU" if workers.gpus else "")
     if workers.num > places:
-        raise InputError("workers.num", workers.num, f"{where} has room for {places} workers of {each} each")
+        raise InputError("workers.num", workers.num, f"{where} has room for {_count(workers, places)} each")
     if workers.num > places_for(workers, nodes, beside):
         allowed = f"{where} has {_cpus(nodes) - workers.num * workers.cpus:g} CPU beside the {workers.num} workers'"
         raise InputError("data.decoding_cpus", beside, allowed)
+
+
+def _count(workers: Workers, number: int | None = None) -> str:
+    """How many workers, and how large, in words."""
+    return f"{workers.num if number is None else number} workers of {each_of(workers)}"
+
+
+def each_of(workers: Workers) -> str:
+    """What each of the workers needs, in words."""
+    return f"{workers.cpus} CPU" + (f" and {workers.gpus} GPU" if workers.gpus else "")
 
 
 def start_here(kind: type) -> Any:
@@ -157,6 +161,6 @@ def local_cpus() -> int:
 
 def job_submission_id() -> str | None:
     """Id of the submitted Ray job that this driver is the entry point of, or None."""
-    config = json.loads(os.environ.get(_JOB_CONFIG) or "{}")
+    config = json.loads(os.environ.get(JOB_CONFIG_VARIABLE) or "{}")
     submission = config.get("metadata", {}).get("job_submission_id")
     return str(submission) if submission else None

@@ -38,7 +38,7 @@ def run_training(
     Whatever happens, the MLflow run ends FINISHED, FAILED or KILLED, and the run can be resumed by its name.
     """
     # Ray's own handlers, set when it connects, would end the driver before it has ended the run.
-    with signals_interrupt(), ray_notes() as notes, connected(), signals_interrupt() as caught:
+    with signals_interrupt(), ray_notes() as notes, connected(view.say), signals_interrupt() as caught:
         check_capacity_of_cluster(experiment.workers, experiment.data.decoding_cpus)
         return train_on_cluster(experiment, checked, view, notes, caught, resumed)
 

@@ -9,8 +9,8 @@ from typing import Literal
 
 import ray
 import ray.train
-from ray.train.v2._internal.exceptions import RayTrainError
 
+from distsens.distributed.ray_internals import RayTrainError
 from distsens.errors import InputError, said
 from distsens.storage import CheckpointError
 from distsens.tracking import TakenOverError, TrackedRun, is_store_error, reason

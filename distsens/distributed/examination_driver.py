@@ -73,7 +73,7 @@ def run_examination(
     done, checks = shards.done, None if resumed is None else resumed.checks()
     with ExitStack() as stack:
         stack.enter_context(signals_interrupt())
-        stack.enter_context(connected())
+        stack.enter_context(connected(view.say))
         caught = stack.enter_context(signals_interrupt())
         check_capacity_of_cluster(checked.examination.workers)
         tags = provenance_tags(checked.examination.workers, "jobs/evaluate.py")

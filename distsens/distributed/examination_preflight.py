@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from distsens.attacks import Norm
 from distsens.data import SEVERITIES, Dataset, ImageSet, corrupt, representatives, to_pixels
-from distsens.distributed.cluster import check_capacity_here, job_submission_id
+from distsens.distributed.cluster import check_cluster, job_submission_id
 from distsens.distributed.preflight import data_notices, storage_url, tracking_places
 from distsens.errors import InputError, refusing, renamed
 from distsens.evaluation import (
@@ -104,7 +104,7 @@ class CheckedExamination:
 
 def check_examination(examination: Examination, tell: Callable[[str], None] = lambda _: None) -> CheckedExamination:
     """Check model, data, threat, attacks, storage, tracking and this machine's resources; writes nothing."""
-    check_capacity_here(examination.workers)
+    check_cluster(examination.workers, tell=tell)
     places = Experiment(storage=examination.storage, tracking=examination.tracking)
     storage = open_place(storage_url(places))
     uri, artifacts = tracking_places(places, storage)

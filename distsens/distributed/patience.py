@@ -6,11 +6,16 @@ import time
 from collections.abc import Callable
 
 from distsens.distributed.cluster import check_capacity_of_cluster
-from distsens.errors import InputError, UnreachableError
+from distsens.distributed.endings import EndedError
+from distsens.errors import InputError
 from distsens.experiment import Workers
 
 _SECONDS_OF_QUIET = 30.0
 _SECONDS_FOR_A_LOST_MACHINE = 600.0
+
+
+class MachinesLostError(EndedError):
+    """The cluster has been too small for too long."""
 
 
 class Patience:
@@ -35,7 +40,7 @@ class Patience:
         self._too_small_since: float | None = None
 
     def check(self) -> None:
-        """Nothing was heard; :class:`UnreachableError` when the cluster has been too small for too long."""
+        """Nothing was heard; :class:`MachinesLostError` when the cluster has been too small for too long."""
         now = time.monotonic()
         if now - self._looked < _SECONDS_OF_QUIET:
             return
@@ -43,11 +48,13 @@ class Patience:
         try:
             check_capacity_of_cluster(self._workers, self._beside)
         except InputError as error:
+            minutes = f"{_SECONDS_FOR_A_LOST_MACHINE / 60:g} minutes"
+            needed = "one is needed" if error.value == 1 else f"{error.value} are needed"
+            lost = f"machines are lost: {error.allowed}, and {needed}"
             if self._too_small_since is None:
                 self._too_small_since = now
-                minutes = _SECONDS_FOR_A_LOST_MACHINE / 60
-                self._say(f"machines are lost: {error.allowed}; waiting {minutes:g} minutes for others")
+                self._say(f"{lost}; waiting {minutes} for others")
             elif now - self._too_small_since > _SECONDS_FOR_A_LOST_MACHINE:
-                raise UnreachableError(error.field, error.value, error.allowed) from None
+                raise MachinesLostError(f"{lost}; no others came within {minutes}") from None
         else:
             self._too_small_since = None

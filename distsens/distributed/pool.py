@@ -10,14 +10,10 @@ import ray
 from ray.exceptions import ActorUnavailableError
 
 from distsens.distributed.patience import Patience
+from distsens.distributed.ray_internals import node_of
 from distsens.experiment import Workers
 
 K = TypeVar("K")
-
-
-def _node_of(_: Any) -> str:
-    """Where an actor is; what it is asked for."""
-    return str(ray.get_runtime_context().get_node_id())
 
 
 class ActorPool(Generic[K]):
@@ -103,4 +99,4 @@ class ActorPool(Generic[K]):
         return [key for key, _ in lost.values()]
 
     def _await(self, actor: Any) -> None:
-        self._coming[actor.__ray_call__.options(max_task_retries=-1).remote(_node_of)] = actor
+        self._coming[node_of(actor)] = actor

@@ -14,7 +14,7 @@ from torch import nn
 from distsens import assembly
 from distsens.attacks import GradientAttack
 from distsens.data import Dataset, Extra, augment, steps_per_epoch
-from distsens.distributed.cluster import check_capacity_here, job_submission_id
+from distsens.distributed.cluster import check_cluster, job_submission_id
 from distsens.distributed.rehearsal import Decisive, rehearse, what_decides
 from distsens.errors import InputError, refusing
 from distsens.experiment import Experiment
@@ -52,7 +52,7 @@ def check(experiment: Experiment, tell: Callable[[str], None] = lambda _: None) 
 
     ``tell`` hears how far the reading of many files has come.
     """
-    check_capacity_here(experiment.workers, experiment.data.decoding_cpus)
+    check_cluster(experiment.workers, experiment.data.decoding_cpus, tell)
     storage = open_place(storage_url(experiment))
     storage.check_writable()
     uri, artifacts = tracking_places(experiment, storage)

@@ -5,21 +5,22 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from http.client import HTTPException
-from typing import Any
 
 import ray
 import torch
 import torch.distributed as dist
 from ray.train import TrainingFailedError, WorkerGroupError
-from ray.train.torch import TorchTrainer
-from ray.train.v2._internal.exceptions import (
+
+from distsens.distributed.patience import MachinesLostError
+from distsens.distributed.ray_internals import (
+    DefaultFailurePolicy,
+    FailureDecision,
     RayTrainError,
-    UserExceptionWithTraceback,
+    TrainerWith,
     WorkerHealthCheckFailedError,
     WorkerHealthCheckTimeoutError,
+    error_of_worker,
 )
-from ray.train.v2._internal.execution.failure_handling import DefaultFailurePolicy, FailureDecision
-
 from distsens.errors import InputError, UnreachableError
 from distsens.storage import CheckpointError
 
@@ -35,6 +36,7 @@ _OF_ITS_PLACE = (
     ray.exceptions.RayError,
     RayTrainError,
     CheckpointError,
+    MachinesLostError,
     UnreachableError,
 )
 # What libraries say of the same as mere RuntimeErrors, the other workers among them when one has gone.
@@ -60,13 +62,10 @@ class FailurePolicy(DefaultFailurePolicy):
         return super().make_decision(training_failed_error)
 
 
-class Trainer(TorchTrainer):
+class Trainer(TrainerWith):
     """Ray Train's, with :class:`FailurePolicy`."""
 
-    def _initialize_and_run_controller(self, **parts: Any) -> ray.train.Result:
-        parts["failure_policy"] = FailurePolicy(self.run_config.failure_config)
-        result: ray.train.Result = super()._initialize_and_run_controller(**parts)
-        return result
+    policy = FailurePolicy
 
 
 def passes(error: BaseException) -> bool:
@@ -86,7 +85,7 @@ def would_come_again(failures: Mapping[int, BaseException]) -> bool:
     ----------
     failures : by rank, as Ray Train tells them.
     """
-    errors = [one._base_exc if isinstance(one, UserExceptionWithTraceback) else one for one in failures.values()]
+    errors = [error_of_worker(one) for one in failures.values()]
     if any(isinstance(error, _OF_A_LOST_WORKER) for error in errors):
         return False
     return any(not _of_its_place(error) for error in errors)

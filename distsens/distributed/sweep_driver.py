@@ -79,7 +79,7 @@ def run_sweep(
     with ExitStack() as stack:
         stack.enter_context(signals_interrupt())
         notes = stack.enter_context(ray_notes())
-        stack.enter_context(connected())
+        stack.enter_context(connected(view.say))
         caught = stack.enter_context(signals_interrupt())
         for experiment in (plan.base, plan.champion(plan.first)):
             check_capacity_of_cluster(experiment.workers, experiment.data.decoding_cpus)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from distsens import assembly
-from distsens.distributed.cluster import check_capacity_here
+from distsens.distributed.cluster import check_cluster
 from distsens.distributed.preflight import Checked, check, check_against
 from distsens.distributed.rehearsal import what_decides
 from distsens.errors import InputError
@@ -34,7 +34,7 @@ class CheckedSweep:
 def check_sweep(plan: SweepPlan, tell: Callable[[str], None] = lambda _: None) -> CheckedSweep:
     """Check the recipe as a training, and the ends of each searched range and every choice with its data and model."""
     for experiment in (plan.base, plan.champion(plan.first)):
-        check_capacity_here(experiment.workers, experiment.data.decoding_cpus)
+        check_cluster(experiment.workers, experiment.data.decoding_cpus, tell)
     base = check(plan.base, tell)
     rehearsed = {what_decides(plan.base)}
     parts = {f"sweep.rungs.{rung}": plan.experiment(plan.first, rung) for rung in range(1, plan.rungs)}

@@ -12,13 +12,13 @@ from typing import Any, Protocol
 import numpy as np
 import ray
 import ray.train
-from ray.train.v2._internal.execution.callback import ControllerCallback
 
 from distsens.data import Dataset, ImageFiles, ImageSet
 from distsens.distributed.cluster import PLACES_TIMEOUT_S, start_here
 from distsens.distributed.mailbox import Mailbox
 from distsens.distributed.monitor import Event, News, Started, collect
 from distsens.distributed.patience import Patience
+from distsens.distributed.ray_internals import ControllerCallback
 from distsens.distributed.retries import Trainer
 from distsens.distributed.signals import ignore_signals
 from distsens.distributed.worker import Job, train_worker

@@ -9,10 +9,11 @@ from typing import Any
 import numpy as np
 import ray
 from ray import tune
-from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, PopulationBasedTraining, TrialScheduler
+from ray.tune.schedulers import FIFOScheduler, PopulationBasedTraining, TrialScheduler
 from ray.tune.search import BasicVariantGenerator, ConcurrencyLimiter
 from ray.tune.search.optuna import OptunaSearch
 
+from distsens.distributed.ray_internals import KnownRungs
 from distsens.experiment import Workers
 from distsens.search import Choice, Distribution, Grid, Integers, LogUniform, SweepPlan, Uniform
 
@@ -106,7 +107,7 @@ class Within:
         return values
 
 
-class Halving(AsyncHyperBandScheduler):
+class Halving(KnownRungs):
     """ASHA (Li et al., MLSys 2020) that knows, in a resumed sweep, the scores of trials that ended before.
 
     Ray Tune does not keep its schedulers' state; each result carries the scores of all rungs of its trial.
@@ -115,9 +116,8 @@ class Halving(AsyncHyperBandScheduler):
     def on_trial_add(self, tune_controller: Any, trial: Any) -> None:
         """Take the scores of the rungs that the trial has done."""
         super().on_trial_add(tune_controller, trial)
-        bracket = self._trial_info[trial.trial_id]
         for rung, score in enumerate((trial.last_result or {}).get("scores", ())):
-            bracket.on_result(trial, self._reduction_factor**rung, score)
+            self.score(trial, rung, score)
 
 
 def resources(workers: Workers) -> tune.PlacementGroupFactory:

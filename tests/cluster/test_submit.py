@@ -149,7 +149,7 @@ def test_a_dashboard_that_asks_for_a_token_is_given_none_that_nobody_set(dashboa
 
 def test_a_cluster_whose_ray_is_too_old_is_refused(submit: ModuleType, dashboard: Dashboard) -> None:
     address = f"http://127.0.0.1:{dashboard(version='2.9.3')}"
-    with pytest.raises(InputError, match=r"the cluster runs Ray 2\.9\.3, and the jobs need ray>=2\.\d+$"):
+    with pytest.raises(InputError, match=r"the cluster runs Ray 2\.9\.3, and the jobs need ray<2\.\d+,>=2\.\d+$"):
         submit.check_cluster(address, allow_open=False)
 
 

@@ -5,8 +5,7 @@ from __future__ import annotations
 import pytest
 
 from distsens.distributed import patience
-from distsens.distributed.patience import Patience
-from distsens.errors import InputError
+from distsens.distributed.patience import MachinesLostError, Patience
 from distsens.experiment import Workers
 
 
@@ -22,8 +21,9 @@ def test_a_silence_is_given_up_only_when_the_cluster_has_long_been_too_small_and
         busy.check()
     assert said == []
     lost.check()
-    assert said == ["machines are lost: the cluster has room for 3 workers of 1 CPU each; waiting 0 minutes for others"]
-    with pytest.raises(InputError, match="the cluster has room for 3 workers"):
+    too_small = "machines are lost: the cluster has room for 3 workers of 1 CPU each, and 4 are needed; "
+    assert said == [f"{too_small}waiting 0 minutes for others"]
+    with pytest.raises(MachinesLostError, match=f"^{too_small}no others came within 0 minutes$"):
         lost.check()
     lost.heard()
     lost.check()

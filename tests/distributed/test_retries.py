@@ -14,6 +14,7 @@ from ray.train.v2._internal.exceptions import UserExceptionWithTraceback, Worker
 from ray.train.v2._internal.execution.failure_handling import FailureDecision
 from ray.train.v2._internal.execution.worker_group.poll import WorkerGroupPollStatus, WorkerStatus
 
+from distsens.distributed.patience import MachinesLostError
 from distsens.distributed.retries import FailurePolicy, passes
 from distsens.errors import InputError, UnreachableError
 
@@ -97,7 +98,7 @@ def refused(error: Exception) -> InputError:
         (LOST, True),
         (ControllerError(RuntimeError("no placement group in time")), True),
         (WorkerGroupError("", {0: LOST, 1: KeyError("aux")}), True),
-        (UnreachableError("workers.num", 2, "the cluster has room for 1"), True),
+        (MachinesLostError("machines are lost"), True),
         (of_task(OSError("the storage answers 503")), True),
         (refused(OSError("the storage answers 503")), True),
         (KeyError("aux"), False),
