@@ -8,9 +8,10 @@ from distsens.distributed.champion import Searched
 from distsens.distributed.endings import MLFLOW_STATUS, Status, explain
 from distsens.distributed.sweep_recording import SweepRecorder
 from distsens.report.sweep import Outcome, sweep_files, sweep_metrics
-from distsens.tracking import is_store_error, reason
+from distsens.tracking import impatient, is_store_error, reason
 
 
+@impatient()
 def close_sweep(
     sweep: Searched, recorder: SweepRecorder, outcome: Outcome, status: Status, message: str | None
 ) -> tuple[Status, str | None]:
@@ -39,7 +40,7 @@ def close_sweep(
         )
         sweep.view.doing("keeping the report")
         attempt("the report could not be kept", lambda: _each(files, lambda path, data: _keep(sweep, path, data)))
-        sweep.view.doing("MLflow is given the result")  # which takes minutes where it does not answer
+        sweep.view.doing("MLflow is given the result")
         numbers = sweep_metrics(trials, outcome, sweep.champion)
         if attempt("MLflow did not take the result", lambda: sweep.tracked.log_result(numbers)):
             attempt("MLflow did not take the report", lambda: _each(files, sweep.tracked.log_bytes))

@@ -7,7 +7,15 @@ looks at the current folder or at MLflow's global state. MLflow itself is import
 from distsens.tracking.fetch import LoggedFiles, fetch_model_files
 from distsens.tracking.moved import beside, holds_run
 from distsens.tracking.run import WEIGHTS_ARTIFACT, TakenOverError, TrackedRun
-from distsens.tracking.store import absolute_uri, check_run, check_tracking, is_store_error, reason, without_password
+from distsens.tracking.store import (
+    absolute_uri,
+    check_run,
+    check_tracking,
+    impatient,
+    is_store_error,
+    reason,
+    without_password,
+)
 
 __all__ = [
     "WEIGHTS_ARTIFACT",
@@ -20,6 +28,7 @@ __all__ = [
     "check_tracking",
     "fetch_model_files",
     "holds_run",
+    "impatient",
     "is_store_error",
     "reason",
     "without_password",

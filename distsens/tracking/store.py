@@ -266,6 +266,17 @@ def _stage_on_server(url: URL, experiment: str) -> str | None:
     return None if found is None else str(found.lifecycle_stage)
 
 
+@contextmanager
+def impatient() -> Iterator[None]:
+    """A server that does not answer is asked for half a minute in the block, and not for four, unless the user says so.
+
+    For what is done at the end, which the guardian or a resume does when it is back.
+    """
+    shorter = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "4", "MLFLOW_HTTP_REQUEST_TIMEOUT": "30"}
+    with _environment({name: value for name, value in shorter.items() if name not in os.environ}):
+        yield
+
+
 def is_store_error(error: BaseException) -> bool:
     """Whether the store itself, or what keeps its artifacts, failed or refused: it is down, full, or not ours."""
     from mlflow.exceptions import MlflowException
