@@ -153,6 +153,9 @@ def _evaluate(options: Options, models: Sequence[str], changes: dict[str, Any]) 
             check_run(one.tracking_uri, before.mlflow_run_id)
     if options.dry_run:
         check_room([(one.examination.workers, 0) for one in checked], say)
+        for one, stored in zip(checked, begun, strict=False):
+            for key, reason in stored.shards(one.labels).left_out.items():
+                say(f"{key} of {stored.name} would not be counted, its images be judged again: {reason}")
         console.print("everything that can be checked is in order")
         return 0
     summaries: list[EvaluationSummary] = []

@@ -80,8 +80,6 @@ def run_examination(
         stored, tracked = _open(checked, resumed, tags)
         stack.enter_context(ended_whatever_happens(tracked))
         before = sum(len(part) for part in done.values())
-        for line in stored.set_aside(shards):
-            view.say(line)
         view.say(f"evaluation {stored.name}")
         view.say(f"storage {stored.place.url}")
         view.say(f"tracking {without_password(tracked.uri)} run {tracked.run_id}")
@@ -110,6 +108,8 @@ def run_examination(
             )
 
         try:
+            for line in stored.set_aside(shards):
+                view.say(line)
             checks = _judge(checked, stored, done, checks, view, began - stored.seconds)
             ledger = Ledger.join([done[number] for number in sorted(done)])
             stored.keep_whole(ledger)

@@ -230,6 +230,8 @@ def test_a_killed_driver_is_resumed_after_its_last_shard_and_goes_on_to_further_
     assert [model["diagnostics"] for model in both["models"]] == [summary["diagnostics"], second["diagnostics"]]
     first, other = sorted(job.storage.glob(f"{summary['run']}/ledger/*.parquet"))[:2]
     other.write_bytes(first.read_bytes())
+    asked = job.run("--resume", summary["run"], "--dry-run")
+    assert f"ledger/{other.name} of {summary['run']} would not be counted, its images be judged again" in asked.output
     pd.testing.assert_frame_equal(ledger_of(job.finish("--resume", summary["run"])), ledger_of(judged[1]))
     assert f"ledger/{other.name} is not counted, its images are judged again" in job.processes[-1].output
 
