@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import math
 import os
+import sys
 import zipfile
 import zlib
 from collections.abc import Callable, Mapping, Sequence
@@ -113,6 +114,8 @@ def _array(archive: zipfile.ZipFile, name: str, member: zipfile.ZipInfo) -> npt.
             array: npt.NDArray[Any] = np.lib.format.read_array(stream, allow_pickle=False, max_header_size=_HEADER)
             if stream.read(1):  # to the end, where the archive's checksum of it is compared
                 raise ValueError("there is more than the array")
+            if dtype.kind == "U" and (np.frombuffer(array.tobytes(), dtype.byteorder + "u4") > sys.maxunicode).any():
+                raise ValueError("texts of characters that there are not")
             return array
     except MemoryError:
         raise ValueError(f"{shown} is larger than this machine's memory") from None

@@ -87,6 +87,7 @@ def swallowing(content: bytes) -> bytes:
             "a: int64 (10000000000000,) is not what its 136 bytes are",
         ),
         (archive(("a.npy", with_shape("(-1,)"))), "a: (-1,) is no shape"),
+        (archive(("a.npy", array(np.array("text"))[:-1] + b"\xff")), "a: texts of characters that there are not"),
         (archive(("a.npy", with_shape("(2, 1)"))), "is not what its 136 bytes are"),
         (archive(("a.npy", with_shape("((((" * 500))), "a: "),
         (archive(("a.npy", array(np.ones(3))), packed=zipfile.ZIP_LZMA), "a is packed in a way that NumPy does not"),
