@@ -20,6 +20,8 @@ from hypothesis import HealthCheck, settings
 from moto.server import ThreadedMotoServer
 from running_ray import OPEN, private_environment, running_ray
 
+from distsens.distributed.ray_internals import loopback_stays
+
 # Examples may take long on a busy machine. In CI they are the same each time, so that a failure belongs to a change.
 settings.register_profile(
     "distsens", deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize=bool(os.environ.get("CI"))
@@ -119,7 +121,8 @@ def local_ray(running: dict[str, str]) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         for name in ("RAY_TMPDIR", "HOME", "RAY_RUNTIME_ENV_HOOK", forks.SOCKET, *OPEN):
             patch.setenv(name, running[name])
-        ray.init(address=running["RAY_ADDRESS"], log_to_driver=False)
+        with loopback_stays():
+            ray.init(address=running["RAY_ADDRESS"], log_to_driver=False)
         yield
         ray.shutdown()
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import secrets
+import sys
 from collections.abc import Callable
 from textwrap import shorten
 
@@ -29,6 +30,8 @@ def start_local_ray(cpus: int, say: Callable[[str], None]) -> None:
     UnavailableError : it did not start; nothing of it runs.
     """
     _have_token()
+    if sys.platform == "linux":
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # else gloo listens where the host's name says
     for tries_left in reversed(range(_TRIES)):
         before = _children()
         try:

@@ -14,6 +14,7 @@ from ray import tune
 
 from distsens.distributed.endings import EndedError
 from distsens.distributed.monitor import EpochFinished, Started
+from distsens.distributed.patience import Patience
 from distsens.distributed.sweep_events import Began, GaveUp, RungEnded, TrialEvent
 from distsens.distributed.sweep_record import StoredSweep
 from distsens.distributed.trial import RungResult, TrialKit, trial_results
@@ -132,6 +133,7 @@ class SweepRecorder:
         return self.trials[trial].rungs if trial in self.trials else {}
 
     def _follow(self) -> None:
+        patience = Patience(self._plan.base.workers, self._plan.base.data.decoding_cpus, self._view.say)
         try:
             over = False
             while not over:
@@ -139,6 +141,10 @@ class SweepRecorder:
                 # What Ray Tune says of a trial comes after the trial's own words: those are in the mailbox by then.
                 ends = self._taken_ends()
                 letters, notes = ray.get(self._kit.mailbox.collect.remote())
+                if letters or notes or ends:
+                    patience.heard()
+                else:
+                    patience.check()  # Ray Tune waits for machines that are lost for ever, and says nothing
                 self._steps |= {trial: pickle.loads(step) for trial, step in notes.items()}
                 for letter in letters:
                     self._take(pickle.loads(letter))

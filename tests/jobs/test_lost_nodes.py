@@ -34,6 +34,17 @@ patience._SECONDS_OF_QUIET, patience._SECONDS_FOR_A_LOST_MACHINE = 0.5, 2.0
 del sys.argv[0]
 runpy.run_path(sys.argv[0], run_name="__main__")
 """
+LOST = "machines are lost: the cluster has room for 0 workers of 1 CPU each, and one is needed"
+SWEEP = """
+extends: quickstart
+data: {limit: 512}
+training: {epochs: 200}
+workers: {num: 1}
+attack: {steps: 1}
+validation: {steps: 1}
+search: {stabilize.weight: {choice: [0.1, 0.2]}}
+sweep: {trials: 2, searcher: random, scheduler: none}
+"""
 
 
 @pytest.fixture
@@ -91,10 +102,9 @@ def test_an_evaluation_that_loses_all_nodes_says_so_gives_up_and_can_be_resumed(
     wait_for_shards(job, 1)
     nodes.lose()
     assert process.end() == 1, process.output
-    room = "the cluster has room for 0 workers of 1 CPU each"
-    assert f"machines are lost: {room}; waiting 0.0333333 minutes for others" in process.lines
+    assert f"{LOST}; waiting 0.0333333 minutes for others" in process.lines
     failed, hint = process.lines[-2:]
-    assert failed == f"failed: workers.num: got 1; {room}"
+    assert failed == f"failed: {LOST}; no others came within 0.0333333 minutes"
     assert "Traceback" not in process.output
     assert json.loads((job.folder / "first.json").read_text())["status"] == "failed"
     done = {path: path.stat().st_mtime_ns for path in shards(job)}
@@ -106,13 +116,33 @@ def test_an_evaluation_that_loses_all_nodes_says_so_gives_up_and_can_be_resumed(
     pd.testing.assert_frame_equal(ledger(resumed), ledger(undisturbed))
 
 
+def test_a_sweep_that_loses_all_nodes_says_so_and_gives_up(make: Callable[[str], Any], nodes: Nodes) -> None:
+    nodes.add()
+    job = make("tune.py")
+    (job.folder / "impatient.py").write_text(IMPATIENT)
+    (job.folder / "sweep.yaml").write_text(SWEEP)
+    process = job.start("--recipe", "sweep.yaml", program=("impatient.py", str(ROOT / "jobs" / "tune.py")))
+    process.wait_for("trial ")
+    nodes.lose()
+    assert process.end() == 1, process.output
+    assert f"{LOST}; waiting 0.0333333 minutes for others" in process.lines
+    failed, hint = process.lines[-2:]
+    assert failed == f"failed: {LOST}; no others came within 0.0333333 minutes"
+    assert hint.startswith("resume with: python jobs/tune.py --resume ")
+    assert "Traceback" not in process.output
+
+
 def shards(job: Any) -> list[Path]:
     return list(job.storage.glob("evaluate-*/ledger/*.parquet"))
 
 
 def wait_for_shards(job: Any, count: int) -> None:
+    wait_for(lambda: len(shards(job)) >= count)
+
+
+def wait_for(condition: Callable[[], Any]) -> None:
     deadline = time.monotonic() + 120
-    while len(shards(job)) < count:
+    while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.05)
 

@@ -14,7 +14,8 @@ from pathlib import Path
 
 from processes import end_processes_with
 
-OPEN = {"RAY_AUTH_MODE": "disabled"}
+# They ask nobody for a token, and so listen on loopback alone, as Ray's nodes do on machines of which it thinks so.
+OPEN = {"RAY_AUTH_MODE": "disabled", "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
 
 # Without what nobody asks here: its dashboard, its autoscaler, and who passes on what workers print.
 _HEAD = """
