@@ -1,4 +1,4 @@
-"""A Ray cluster of three nodes on this machine: a head without work and two workers, on loopback, with a token.
+"""A Ray cluster of three nodes on this machine: a head without work and two workers, with a token.
 
 `make cluster` starts it unless it is up and prints the line that makes the jobs join it; `make cluster-down` ends its
 processes and no others. Everything about it is in the folder .cluster.
