@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from stat import S_ISREG
 
 from distsens.errors import InputError
 from distsens.storage.keys import check_key, is_key
@@ -43,7 +44,7 @@ class LocalPlace:
     def get(self, key: str) -> bytes:
         """Return the file; see `Place.get`."""
         path = self._path(key)
-        if not path.is_file():  # a pipe would keep its reader waiting
+        if not S_ISREG(path.stat().st_mode):  # a pipe would keep its reader waiting
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path))
         return path.read_bytes()
 
