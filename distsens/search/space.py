@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -169,7 +169,7 @@ def _distribution(field: str, given: Mapping[str, Any]) -> Distribution:
     if len(values) != 2 or len(numbers) != 2:
         raise InputError(f"search.{field}", values, f"{kind} takes two numbers, lowest and highest")
     low, high = numbers
-    if not (math.isfinite(low) and math.isfinite(high) and low < high):
+    if not -sys.float_info.max <= low < high <= sys.float_info.max:  # neither NaN, nor an integer beyond all floats
         raise InputError(f"search.{field}", values, "the lowest must be below the highest")
     if kind == "randint":
         if not (isinstance(low, int) and isinstance(high, int)):

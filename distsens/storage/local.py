@@ -44,9 +44,10 @@ class LocalPlace:
     def get(self, key: str) -> bytes:
         """Return the file; see `Place.get`."""
         path = self._path(key)
-        if not S_ISREG(path.stat().st_mode):  # a pipe would keep its reader waiting
-            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path))
-        return path.read_bytes()
+        with suppress(NotADirectoryError):
+            if S_ISREG(path.stat().st_mode):  # a pipe would keep its reader waiting
+                return path.read_bytes()
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path))
 
     def keys(self, prefix: str = "") -> list[str]:
         """Return the sorted keys; see `Place.keys`. Files whose names are no keys are not listed."""

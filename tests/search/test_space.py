@@ -64,6 +64,8 @@ def test_sections_may_be_nested_as_flags_make_them() -> None:
         ({"stabilize.weight": {"uniform": ["a", 2]}}, "takes two numbers"),
         ({"stabilize.weight": {"uniform": [2, 1]}}, "the lowest must be below the highest"),
         ({"stabilize.weight": {"uniform": [0, float("inf")]}}, "the lowest must be below the highest"),
+        ({"stabilize.weight": {"uniform": [0, float("nan")]}}, "the lowest must be below the highest"),
+        ({"attack.steps": {"randint": [1, 10**400]}}, "the lowest must be below the highest"),
         ({"stabilize.weight": {"loguniform": [0, 1]}}, "loguniform needs a lowest above 0"),
         ({"attack.steps": {"randint": [1.5, 4]}}, "randint takes integers"),
         ({"attack.steps": {"uniform": [1, 4]}}, "search.attack.steps: got 1.0; input should be a valid integer"),

@@ -165,3 +165,16 @@ def test_a_folder_without_permission_is_refused(tmp_path: Path) -> None:
     tmp_path.chmod(0o500)
     with pytest.raises(InputError, match="Permission denied"):
         open_place(f"{tmp_path}/new").check_writable()
+
+
+def test_what_is_no_file_is_absent_and_what_cannot_be_looked_at_is_an_error(tmp_path: Path) -> None:
+    place = open_place(str(tmp_path))
+    place.put("file", b"1")
+    (tmp_path / "folder").mkdir()
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "loop").symlink_to("loop")
+    for key in ("folder", "pipe", "file/below", "none"):
+        with pytest.raises(FileNotFoundError):
+            place.get(key)
+    with pytest.raises(OSError, match="Too many levels"):
+        place.get("loop")
