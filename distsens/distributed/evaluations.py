@@ -13,7 +13,7 @@ from typing import Any, Literal
 from pydantic import Field
 
 from distsens.data import SEVERITIES
-from distsens.distributed.places import followed
+from distsens.distributed.places import followed, named_document
 from distsens.errors import InputError, renamed
 from distsens.evaluation import Check, Ledger, absolute_address
 from distsens.evaluation.ledger import ledger_columns
@@ -223,11 +223,7 @@ def find_evaluation(name: str, storage_url: str) -> StoredEvaluation:
     with renamed({"storage.path": "resume"} if "/" in name else {}):
         place = open_place(name) if "/" in name else open_place(storage_url).child(name)
     try:
-        content = place.get(EVALUATION_FILE)
-    except OSError:
-        raise InputError("resume", name, f"there is no {EVALUATION_FILE} of an evaluation in {place.url}") from None
-    try:
-        document = load_json(content)
+        document = named_document(place, EVALUATION_FILE, name, "an evaluation")
         if not isinstance(document, dict) or document.get("format") not in (1, _FORMAT):
             raise InputError("resume", name, f"its {EVALUATION_FILE} is not of this version's format ({_FORMAT})")
         if document["format"] != 1 or "sha256" in document:

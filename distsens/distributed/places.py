@@ -6,8 +6,10 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from distsens.errors import InputError
 from distsens.experiment import merge
 from distsens.storage import Move, Place
+from distsens.strict_json import load_json
 from distsens.tracking import absolute_uri, beside, holds_run
 
 _NAMES_A_USER = re.compile(r"[^:]+://[^/]*@")
@@ -56,6 +58,22 @@ def followed(fields: Mapping[str, Any], place: Place, run_id: str) -> dict[str, 
                 moved = {name: chosen(address)}
                 changed = merge(changed, moved if section is None else {section: moved})
     return changed
+
+
+def named_document(place: Place, key: str, name: str, of: str) -> Any:
+    """The JSON document that makes a place what it was named as, to be resumed; `ValueError` where it is none.
+
+    Raises
+    ------
+    InputError : it is not there, or cannot be read.
+    """
+    try:
+        content = place.get(key)
+    except FileNotFoundError:
+        raise InputError("resume", name, f"there is no {key} of {of} in {place.url}") from None
+    except OSError as error:
+        raise InputError("resume", name, f"its {key} cannot be read: {error}") from None
+    return load_json(content)
 
 
 def _said(fields: Mapping[str, Any], section: str | None, name: str) -> str | None:

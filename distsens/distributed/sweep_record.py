@@ -9,12 +9,12 @@ from dataclasses import dataclass
 from fnmatch import fnmatch
 from typing import Any
 
-from distsens.distributed.places import followed
+from distsens.distributed.places import followed, named_document
 from distsens.errors import InputError
 from distsens.report.sweep import TrialState
 from distsens.search import SweepPlan
 from distsens.storage import Place, open_place, place_name, read_json, write_json
-from distsens.strict_json import Document, load_as, load_json
+from distsens.strict_json import Document, load_as
 
 SWEEP_FILE = "sweep.json"
 TUNE_FOLDER = "tune"
@@ -107,11 +107,7 @@ def find_sweep(name: str, storage_url: str) -> StoredSweep:
     place = open_place(name) if "/" in name else open_place(storage_url).child(name)
     place.check_writable()
     try:
-        content = place.get(SWEEP_FILE)
-    except OSError:
-        raise InputError("resume", name, f"there is no {SWEEP_FILE} of a sweep in {place.url}") from None
-    try:
-        document = load_json(content)
+        document = named_document(place, SWEEP_FILE, name, "a sweep")
         if not isinstance(document, dict) or document.get("format") != _FORMAT:
             raise InputError("resume", name, f"its {SWEEP_FILE} is not of this version's format ({_FORMAT})")
         known = load_as(_Sweep, document)

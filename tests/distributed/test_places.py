@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import shutil
 import sqlite3
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from distsens.distributed.evaluations import find_evaluation
 from distsens.distributed.places import followed, pinned
+from distsens.distributed.sweep_record import find_sweep
+from distsens.errors import InputError
 from distsens.storage import open_place
 
 
@@ -110,3 +114,16 @@ def test_a_server_and_what_began_in_a_bucket_or_nowhere_keep_their_address(tmp_p
         {},
     ):
         assert found(fields, tmp_path) == {**fields, "storage": {"path": tmp_path.as_uri()}}
+
+
+@pytest.mark.parametrize(("find", "file"), [(find_sweep, "sweep.json"), (find_evaluation, "evaluation.json")])
+def test_what_is_not_there_is_told_from_what_cannot_be_read(
+    tmp_path: Path, find: Callable[[str, str], object], file: str
+) -> None:
+    storage = str(tmp_path)
+    with pytest.raises(InputError, match=rf"^resume: got 'mine'; there is no {file} of an? .* in "):
+        find("mine", storage)
+    (tmp_path / "mine").mkdir(exist_ok=True)
+    (tmp_path / "mine" / file).symlink_to(file)
+    with pytest.raises(InputError, match=rf"^resume: got 'mine'; its {file} cannot be read: .*Too many levels"):
+        find("mine", storage)
