@@ -110,4 +110,6 @@ def test_a_tree_in_a_bucket_trains_the_same_kept_in_memory_or_decoded_by_ray_dat
 def test_decoding_needs_a_core_that_no_worker_holds(job: Any) -> None:
     refused = job.run("--recipe", "quickstart", "--workers.num", "3", "--data.decoding_cpus", "1")
     assert refused.popen.returncode == 2
-    assert refused.output == "error: data.decoding_cpus: got 1; the cluster has 0 CPU beside the 3 workers'"
+    joining, error = refused.lines
+    assert joining.startswith("joining the Ray cluster at ")
+    assert error == "error: data.decoding_cpus: got 1; the cluster has 0 CPU beside the 3 workers'"

@@ -268,7 +268,9 @@ def stored(tmp_path: Path) -> StoredRun:
     experiment = Experiment.parse({"name": "old", "training": {"batch_size": 64}})
     stored = StoredRun("old-1", open_place(str(tmp_path / "runs" / "old-1")), experiment, "0" * 32)
     stored.save()
-    torch.save({"history": "[]"}, state := BytesIO())
+    accuracies = {"validation/clean_accuracy": 0.5, "validation/robust_accuracy": 0.4}
+    history = [{"epoch": epoch, "metrics": accuracies, "alarm": None} for epoch in (0, 1)]
+    torch.save({"history": json.dumps(history)}, state := BytesIO())
     files = {"model.safetensors": b"m" * 100, "state.pt": state.getvalue()}
     Checkpoints(stored.place).save(1, files, experiment=experiment.digest(), metrics={})
     return stored

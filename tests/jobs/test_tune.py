@@ -384,7 +384,9 @@ def test_a_dry_run_on_a_cluster_refuses_a_champion_that_it_cannot_hold(make_job:
     champion = ("--sweep.champion.workers.num", "4")
     refused = job.run("--recipe", "tune-quickstart", "--workers.num", "1", *champion, "--dry-run")
     assert refused.popen.returncode == 2
-    assert refused.lines[-1] == "error: workers.num: got 4; the cluster has room for 3 workers of 1 CPU each"
+    joining, error = refused.lines
+    assert joining.startswith("joining the Ray cluster at ")
+    assert error == "error: workers.num: got 4; the cluster has room for 3 workers of 1 CPU each"
 
 
 def test_optuna_searches_the_front_with_two_workers_a_trial_and_a_sweep_that_fails_too_often_ends(
