@@ -20,6 +20,7 @@ import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from http import HTTPStatus
+from http.client import HTTPException
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.error import HTTPError
@@ -62,7 +63,7 @@ def main(arguments: Sequence[str]) -> int:
     if not command:
         raise InputError("command line", None, "name the job, as in -- python jobs/train.py --recipe quickstart")
     script = next((word for word in command if word.endswith(".py")), None)
-    if script is not None and not (ROOT / script).is_file():
+    if script is not None and not os.path.isfile(ROOT / script):
         raise InputError("job", script, f"there is no such file in {ROOT}")
     address = (options.address or os.environ.get(_ADDRESS) or "").rstrip("/")
     check_cluster(address, allow_open=options.allow_open)
@@ -129,7 +130,7 @@ def _ask(address: str, headers: Mapping[str, str]) -> tuple[int, bytes]:
     except HTTPError as error:
         with error:
             return error.code, b""
-    except OSError as error:
+    except (HTTPException, OSError, ValueError) as error:  # ValueError: what no name of a machine can be
         reason = getattr(error, "reason", error)
         raise InputError("address", address, f"no Ray dashboard answers there: {reason}") from None
 

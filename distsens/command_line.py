@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -13,8 +14,9 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TypeVar
 import yaml
 
 from distsens.errors import InputError, UnavailableError
-from distsens.experiment import merge
-from distsens.strict_yaml import DuplicateKeyError, load_yaml
+from distsens.experiment import branch, merge
+from distsens.strict_yaml import RefusedYamlError, load_yaml
+from distsens.words import fault_of_path
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -46,14 +48,11 @@ def parse_flags(arguments: Sequence[str]) -> dict[str, Any]:
         while not equals and position < len(arguments) and not arguments[position].startswith("--"):
             values.append(arguments[position])
             position += 1
-        *sections, name = flag.removeprefix("--").replace("-", "_").split(".")
+        section, dot, name = flag.removeprefix("--").replace("-", "_").rpartition(".")
         parsed: Any = [_value(one) for one in values] if len(values) > 1 else _value(values[0]) if values else True
         if not values and name.startswith("no_"):
             name, parsed = name.removeprefix("no_"), False
-        nested: dict[str, Any] = {name: parsed}
-        for section in reversed(sections):
-            nested = {section: nested}
-        found = _beside(found, nested)
+        found = _beside(found, branch(f"{section}{dot}{name}", parsed))
     return found
 
 
@@ -69,9 +68,9 @@ def _beside(fields: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, 
 def _value(text: str) -> Any:
     try:
         value = load_yaml(text)
-    except DuplicateKeyError as error:
+    except RefusedYamlError as error:
         raise InputError("command line", text, str(error)) from None
-    except (yaml.YAMLError, ValueError):  # ValueError: it looks like a date or a number, but is none
+    except yaml.YAMLError:
         return text
     # Of plain text YAML would take "#2" in "net #2.pt" for a comment, and "a: b" for fields.
     plain = isinstance(value, str | dict) and not text.lstrip().startswith(("'", '"', "{", "|", ">", "!", "&"))
@@ -104,24 +103,35 @@ def take_options(kind: type[T], flags: dict[str, Any]) -> T:
             given[name] = tuple(value) if isinstance(value, list) else (value,)
             if not all(isinstance(one, str) for one in given[name]):
                 raise InputError(name, value, "it takes a value, or several")
+            for one in given[name]:
+                _check_word(name, one)
             continue
         wanted = bool if isinstance(default, bool) else str
         if not isinstance(value, wanted):
             raise InputError(name, value, "it takes no value" if wanted is bool else "it takes one value")
+        if isinstance(value, str):
+            _check_word(name, value)
     return kind(**given)
+
+
+def _check_word(field: str, word: str) -> None:
+    """Refuse what can be neither a name nor a path: an option is one or the other."""
+    if fault := fault_of_path(word):
+        raise InputError(field, word, fault)
 
 
 def check_output(field: str, path: str) -> None:
     """Refuse, before anything is started, the path of a file that could not be written at the end."""
+    _check_word(field, path)
     target = Path(path).absolute()
-    if target.is_dir():
+    if os.path.isdir(target):
         raise InputError(field, path, "it is a folder; name a file")
-    if not target.parent.is_dir():
+    if not os.path.isdir(target.parent):
         raise InputError(field, path, "its folder does not exist")
-    existed = target.exists()
+    existed = os.path.exists(target)
     try:
-        with target.open("ab"):
-            pass
+        # Nothing is waited for: a named pipe that nobody reads cannot be written.
+        os.close(os.open(target, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NONBLOCK, 0o666))
         if not existed:
             target.unlink()
     except OSError as error:
@@ -136,6 +146,7 @@ def take_addresses(flags: dict[str, Any]) -> list[str]:
     for address in addresses:
         if not isinstance(address, str):
             raise InputError("model", address, "it takes an address, or several")
+        _check_word("model", address)
     return addresses
 
 

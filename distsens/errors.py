@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
+import reprlib
 import traceback
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+
+_LONGEST = {"field": 120, "value": 240, "allowed": 2000}
+"""Characters that a refusal has of each; what is longer is cut in the middle."""
 
 
 class InputError(ValueError):
     """A value that the user gave and that cannot work: says which field, the value, and what is allowed.
 
     The jobs print it as one line and exit with code 2. Nothing has been started or written when it is raised. Parts of
-    it come from files of others, so what is no printable character, as the codes that steer a terminal, is escaped.
+    it come from files of others, so what is no printable character, as the codes that steer a terminal, is escaped, and
+    what is long is cut.
     """
 
     def __init__(self, field: str, value: object, allowed: str) -> None:
-        super().__init__(printable(f"{field}: got {value!r}; {allowed}"))
         self.field = field
         self.value = value
-        self.allowed = printable(allowed)
+        self.allowed = short(allowed)
+        super().__init__(f"{_cut(printable(field), _LONGEST['field'])}: got {shown(value)}; {self.allowed}")
 
     def __reduce__(self) -> tuple[type[InputError], tuple[str, object, str]]:
         return type(self), (self.field, self.value, self.allowed)
@@ -30,6 +35,44 @@ class UnreachableError(InputError):
 
 class UnavailableError(RuntimeError):
     """What a job cannot begin without is not to be had, though its input is right: one line and exit code 1."""
+
+
+class _Short(reprlib.Repr):
+    """``repr`` of values of any size and depth, in bounded time: only their beginnings and ends are looked at."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.maxlevel = 4
+        self.maxlist = self.maxtuple = self.maxdict = self.maxset = self.maxfrozenset = 20
+        self.maxstring = self.maxlong = self.maxother = _LONGEST["value"]
+
+    def repr_int(self, value: int, level: int) -> str:  # noqa: ARG002
+        """Python writes no number of more than 4,300 digits."""
+        if value.bit_length() < _LONGEST["value"]:
+            return repr(value)
+        return f"a number of about {round(value.bit_length() * 0.30103):,} digits"
+
+    def repr_str(self, value: str, level: int) -> str:  # noqa: ARG002
+        """As Python writes it, which escapes some characters."""
+        return _cut(repr(_cut(value, self.maxstring)), self.maxstring)
+
+
+def shown(value: object) -> str:
+    """``repr(value)`` in one printable line of bounded length."""
+    return _cut(printable(_Short().repr(value)), _LONGEST["value"])
+
+
+def short(text: str) -> str:
+    """A text of others in one printable line of bounded length."""
+    return _cut(printable(text), _LONGEST["allowed"])
+
+
+def _cut(text: str, longest: int) -> str:
+    """The text, or its beginning and end around how many characters are left out."""
+    if len(text) <= longest:
+        return text
+    kept = longest // 2 - 20
+    return f"{text[:kept]}... ({len(text) - 2 * kept:,} more) ...{text[-kept:]}"
 
 
 @contextmanager

@@ -5,18 +5,23 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field
 
 from distsens.experiment import (
     Address,
+    BatchSize,
     Count,
     Experiment,
+    FilePath,
+    Images,
     Interpolation,
-    Number,
+    Mean,
+    Pixels,
+    Radius,
     Section,
+    Std,
     StoragePlace,
     Tracking,
     Workers,
@@ -25,9 +30,7 @@ from distsens.experiment import (
 )
 
 # A number for each channel, or one for all.
-PerChannel = Annotated[
-    tuple[Number, ...], BeforeValidator(lambda given: given if isinstance(given, list | tuple) else (given,))
-]
+_per_channel = BeforeValidator(lambda given: given if isinstance(given, list | tuple) else (given,))
 
 
 SplitName = Literal["test", "validation", "train"]
@@ -36,7 +39,7 @@ SplitName = Literal["test", "validation", "train"]
 class JudgedModel(Section):
     """The classifier; fields left out are those of the run that trained it, where that is ours."""
 
-    address: str = Field(
+    address: Address = Field(
         "",
         description="A run, checkpoint or published model (a folder or s3://), runs:/..., models:/..., or a file of "
         "weights, perhaps with its own factory: net.pt@my_models:net.",
@@ -46,8 +49,12 @@ class JudgedModel(Section):
         description="Files of weights: the catalogue name or package.module:function of those that name none behind @.",
     )
     small_images: bool = Field(False, description="File of weights of a torchvision model with the small-image stem.")
-    mean: PerChannel | None = Field(None, description="File of weights: subtracted from each channel.")
-    std: PerChannel | None = Field(None, description="File of weights: each channel is divided by it.")
+    mean: Annotated[tuple[Mean, ...], _per_channel] | None = Field(
+        None, description="File of weights: subtracted from each channel."
+    )
+    std: Annotated[tuple[Std, ...], _per_channel] | None = Field(
+        None, description="File of weights: each channel is divided by it."
+    )
 
 
 class JudgedData(Section):
@@ -57,18 +64,20 @@ class JudgedData(Section):
     root: Address | None = Field(None, description="Folder of the data sets, or the folder (or s3://) or npz itself.")
     download: bool = Field(False, description="Download the data set into the folder if it is not there.")
     classes: Count | None = Field(
-        None, ge=2, description="npz of images and labels: default the highest label and one."
+        None, ge=2, le=10**6, description="npz of images and labels: default the highest label and one."
     )
     split: SplitName = Field("test", description="Split of the data set; of one without test: validation.")
-    limit: Count | None = Field(None, ge=1, description="So many images of the split only.")
+    limit: Images | None = Field(None, ge=1, description="So many images of the split only.")
     choice: Literal["stratified", "first"] = Field(
         "stratified",
         description="Which ones: stratified, in which every class has its share, the same for every model and seed; or "
         "the first, as published figures of CIFAR-10 and the like are made.",
     )
-    images: tuple[Count, ...] = Field((), description="Of these, those in these places only, from 0 on.")
-    image_size: Count | None = Field(None, ge=1, description="folder: resize and crop images to squares of this side.")
-    resize: Count | None = Field(
+    images: tuple[Annotated[Images, Field(ge=0)], ...] = Field(
+        (), description="Of these, those in these places only, from 0 on."
+    )
+    image_size: Pixels | None = Field(None, ge=1, description="folder: resize and crop images to squares of this side.")
+    resize: Pixels | None = Field(
         None, ge=1, description="folder: side to which the shorter one is resized before; default image_size."
     )
     interpolation: Interpolation | None = Field(
@@ -87,15 +96,17 @@ class JudgedThreat(Section):
     """What the attacker may do; fields left out are those of the training."""
 
     norm: Literal["linf", "l2", "l1"] | None = Field(None, description="Norm of the ball around an image.")
-    eps: Number | None = Field(None, gt=0, description="Radius in pixel space [0, 1], e.g. 8/255.")
+    eps: Radius | None = Field(None, gt=0, description="Radius in pixel space [0, 1], e.g. 8/255.")
 
 
 class GradientSteps(Section):
     """PGD, its margin variant and MIM."""
 
-    steps: Count = Field(40, ge=1, description="Gradient steps.")
-    step_size: Number | None = Field(None, gt=0, description="Length of a step; default 2.5 * eps / steps.")
-    restarts: Count = Field(5, ge=1, description="Independent attempts per image (PGD).")
+    steps: Count = Field(40, ge=1, le=10**5, description="Gradient steps.")
+    step_size: Radius | None = Field(
+        None, gt=0, description="Length of a step, at most 10 * eps; default 2.5 * eps / steps."
+    )
+    restarts: Count = Field(5, ge=1, le=1000, description="Independent attempts per image (PGD).")
 
 
 class Examination(Section):
@@ -111,27 +122,29 @@ class Examination(Section):
         "apgd-t, fab, fab-t, square, pgd, pgd-margin, mim, cw, deepfool, transfer, adaptive.",
     )
     pgd: GradientSteps = Field(GradientSteps(), description="PGD, its margin variant and MIM.")
-    transfer: str | None = Field(
+    transfer: Address | None = Field(
         None,
         description="transfer: address of the model that examples are made on; weights are of the judged network, "
         "unless they name another: net.pt@my_models:net.",
     )
     every_attack: bool = Field(False, description="Run each attack on all images, not only on those still standing.")
-    eps_curve: tuple[Number, ...] = Field((), description="Also measure robust accuracy at these radii (apgd-ce).")
+    eps_curve: tuple[Annotated[Radius, Field(ge=0)], ...] = Field(
+        (), description="Also measure robust accuracy at these radii (apgd-ce)."
+    )
     corruptions: tuple[str, ...] = Field((), description="Families of common corruptions, or all; severities 1 to 5.")
-    baseline: Path | None = Field(None, description="Summary of another evaluation that mCE is relative to.")
+    baseline: FilePath | None = Field(None, description="Summary of another evaluation that mCE is relative to.")
     diagnostics: bool = Field(False, description="Look for signs of gradient masking.")
-    examples: str | None = Field(
+    examples: Address | None = Field(
         None, description="Folder or s3:// address to save pairs in, one folder an evaluation."
     )
-    seed: Count = Field(0, ge=0, lt=2**31, description="Decides all random numbers of the attacks.")
-    shard: Count | None = Field(
+    seed: Count = Field(0, ge=0, le=2**31 - 1, description="Decides all random numbers of the attacks.")
+    shard: Images | None = Field(
         None,
         ge=1,
         description="Images that are judged and stored together; what a resumed run skips. Default: several shards a "
         "worker, none larger than a batch.",
     )
-    batch_size: Count = Field(250, ge=1, description="Images attacked at a time.")
+    batch_size: BatchSize = Field(250, description="Images attacked at a time.")
     workers: Workers = Workers()
     storage: StoragePlace = StoragePlace()
     tracking: Tracking = Tracking()

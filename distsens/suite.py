@@ -30,7 +30,7 @@ from distsens.data import CORRUPTIONS, SEVERITIES, Dataset, ImageSet, Source, ho
 from distsens.errors import InputError
 from distsens.evaluation import Adaptive, Judgement, LastIterate, Pool, Transfer
 from distsens.examination import Examination, JudgedData, SplitName
-from distsens.experiment import Experiment
+from distsens.experiment import Experiment, check_step_size
 from distsens.sensitivity import Stabilizing
 
 GROUPS = {
@@ -60,6 +60,7 @@ Builder = Callable[[Threat, Examination, Materials], JudgingAttack]
 
 def _gradient(examination: Examination, threat: Threat, name: AttackName, restarts: int) -> LastIterate:
     settings = examination.pgd
+    check_step_size("pgd.step_size", settings.step_size, threat.eps)
     return LastIterate(
         attack_named(name, threat, steps=settings.steps, step_size=settings.step_size, restarts=restarts)
     )

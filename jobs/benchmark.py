@@ -140,13 +140,14 @@ def _options(flags: dict[str, Any]) -> Options:
             raise InputError(name, flags[name], "there is no such option; allowed are " + ", ".join(_names()))
     if "parts" in flags:
         given = flags["parts"] if isinstance(flags["parts"], list) else str(flags["parts"]).split(",")
-        flags["parts"] = tuple(dict.fromkeys(given))
         for part in given:
             _check("parts", part, part in get_args(Part), "allowed are " + ", ".join(get_args(Part)))
-    for name in ("rounds", "threads", "images"):
+        flags["parts"] = tuple(dict.fromkeys(given))
+    for name, most in (("rounds", 10**4), ("threads", 10**4), ("images", 10**9)):
         if name in flags:
             whole = isinstance(flags[name], int) and not isinstance(flags[name], bool)
-            _check(name, flags[name], whole and flags[name] >= 1, "it must be a whole number, 1 or more")
+            within = whole and 1 <= flags[name] <= most
+            _check(name, flags[name], within, f"it must be a whole number, 1 or more, and at most {most}")
     if "device" in flags:
         allowed = get_args(Device)
         _check("device", flags["device"], flags["device"] in allowed, "allowed are " + ", ".join(allowed))

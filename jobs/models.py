@@ -7,6 +7,7 @@ python jobs/models.py --prune 10 --protect mnist-sns-20260102-030405-abcd
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -57,7 +58,7 @@ def main(arguments: Sequence[str]) -> int:
         raise InputError("to", options.to, "a folder, if and only if --fetch names a model")
     if options.prune is None and options.protect:
         raise InputError("protect", options.protect, "only with --prune")
-    if options.prune is not None and not (options.prune.isdecimal() and int(options.prune) >= 1):
+    if options.prune is not None and not re.fullmatch(r"[1-9][0-9]{0,8}", options.prune):
         raise InputError("prune", options.prune, "how many models stay: a whole number, 1 or more")
     return _look_after(options, experiment)
 

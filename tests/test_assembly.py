@@ -160,7 +160,9 @@ def test_a_step_reaches_the_ball_two_and_a_half_times_by_default() -> None:
     experiment = of(threat={"eps": 0.2}, attack={"steps": 5})
     attack = assembly.build_attack(experiment, experiment.attack)
     assert attack == GradientAttack(Threat("linf", 0.2), 5, 2.5 * 0.2 / 5)
-    assert assembly.build_attack(of(threat={"eps": 0}), experiment.attack).step_size == 0
+    assert (
+        assembly.build_attack(of(threat={"eps": 0}, objective={"name": "standard"}), experiment.attack).step_size == 0
+    )
 
 
 def test_a_named_attack_has_its_papers_settings_and_the_recipes() -> None:

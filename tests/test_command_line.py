@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -210,7 +211,8 @@ def test_wrong_input_is_one_line_on_stderr_and_exit_code_2(
     assert exit_code(job, monkeypatch, "--training.epochs", "0") == WRONG_INPUT == 2
     output = capsys.readouterr()
     assert output.out == ""
-    assert output.err == "error: training.epochs: got 0; input should be greater than or equal to 1\n"
+    allowed = "input should be greater than or equal to 1 (allowed: at least 1, at most 100000)"
+    assert output.err == f"error: training.epochs: got 0; {allowed}\n"
 
 
 def test_an_interrupt_is_one_line_and_the_shells_exit_code(
@@ -242,8 +244,14 @@ def test_a_file_that_cannot_be_written_is_refused_and_nothing_is_left_of_the_loo
     for path, says in ((tmp_path, "it is a folder"), (tmp_path / "no" / "file", "its folder does not exist")):
         with pytest.raises(InputError, match=f"summary: got '{path}'; {says}"):
             check_output("summary", str(path))
-    with pytest.raises(InputError, match="it cannot be written"):
-        check_output("summary", "/proc/summary.json")
+    os.mkfifo(tmp_path / "pipe")
+    for place in ("/proc/summary.json", str(tmp_path / "pipe")):
+        with pytest.raises(InputError, match="it cannot be written"):
+            check_output("summary", place)
+    for place in ("~nobody-at-all/x", "a" * 300, "a\0b", "x/" * 5000):
+        with pytest.raises(InputError, match=r"summary: got .*; ") as refused:
+            check_output("summary", place)
+        assert len(str(refused.value)) < 500
 
 
 def test_what_a_job_has_found_is_written_or_it_is_said_in_one_line_that_it_cannot_be(

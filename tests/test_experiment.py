@@ -63,15 +63,15 @@ LEAVES = dict(leaves())
     ],
 )
 def test_a_number_may_be_a_fraction_or_text(written: object, value: float) -> None:
-    found = Experiment.parse({"threat": {"eps": written}, "model": {"std": [1, written or 1]}})
-    assert found.threat.eps == value
-    assert type(found.threat.eps) is float
+    found = Experiment.parse({"objective": {"beta": written}, "model": {"std": [1, written or 1]}})
+    assert found.objective.beta == value
+    assert type(found.objective.beta) is float
     assert found.model.std == (1.0, value or 1.0)
 
 
 @given(a=st.integers(0, 10**6), b=st.integers(1, 10**6))
 def test_any_fraction_is_its_quotient(a: int, b: int) -> None:
-    assert Experiment.parse({"training": {"weight_decay": f"{a}/{b}"}}).training.weight_decay == a / b
+    assert Experiment.parse({"stabilize": {"weight": f"{a}/{b}"}}).stabilize.weight == a / b
 
 
 def test_fractions_work_in_a_yaml_recipe(tmp_path: Path) -> None:
@@ -86,10 +86,39 @@ def test_what_is_no_number_is_refused(wrong: object) -> None:
     assert error.field == "threat.eps"
 
 
+@pytest.mark.parametrize(
+    "number", ["1:30", "1:30:00", "1:30.5", "017", "0o17", "0x10", "0b11", "08", "1__0", "1_", "\u0661"]
+)
+def test_numbers_that_only_some_read_as_they_are_meant_are_refused(tmp_path: Path, number: str) -> None:
+    write(tmp_path, one=f"training: {{epochs: {number}}}", other=f"training: {{lr: {number}}}")
+    for recipe, field in (("one", "training.epochs"), ("other", "training.lr")):
+        error = parse_error(load_recipe(recipe, [tmp_path]))
+        assert (error.field, error.value) == (field, number)
+
+
+@pytest.mark.parametrize(
+    ("number", "value"),
+    [
+        ("1e-3", 1e-3),
+        ("1E-3", 1e-3),
+        ("1.5e2", 150),
+        ("1.0e+2", 100),
+        ("1_0.5", 10.5),
+        (".5", 0.5),
+        ("1.", 1),
+        ("+1", 1),
+    ],
+)
+def test_decimal_numbers_are_read_whichever_way_they_are_written(tmp_path: Path, number: str, value: float) -> None:
+    write(tmp_path, one=f"training: {{lr: {number}}}")
+    assert Experiment.parse(load_recipe("one", [tmp_path])).training.lr == value
+
+
 @pytest.mark.parametrize("wrong", [True, False, 2.5, "3", "1/2", None])
 def test_what_is_no_whole_number_is_refused(wrong: object) -> None:
     error = parse_error({"training": {"epochs": wrong}})
-    assert str(error) == f"training.epochs: got {wrong!r}; input should be a valid integer"
+    allowed = "input should be a valid integer (allowed: at least 1, at most 100000)"
+    assert str(error) == f"training.epochs: got {wrong!r}; {allowed}"
 
 
 @pytest.mark.parametrize(
@@ -131,6 +160,32 @@ def test_fields_that_do_not_fit_each_other_are_named() -> None:
     assert str(parse_error({"objective": {"name": "mart", "label_smoothing": 0.1}})) == (
         "objective.label_smoothing: got 0.1; mart has no cross-entropy to smooth: leave it at 0"
     )
+
+
+ADVERSARIAL = ["nat", "pgd_at", "fast_at", "free_at", "alp", "trades", "mart"]
+
+
+@pytest.mark.parametrize("objective", ADVERSARIAL)
+@pytest.mark.parametrize("eps", [0, 1e-12])
+def test_twins_that_are_the_images_themselves_are_not_trained_on(objective: str, eps: float) -> None:
+    error = parse_error({"objective": {"name": objective}, "threat": {"eps": eps}})
+    assert str(error) == f"threat.eps: got {float(eps)}; at least 1e-06 with objective.name {objective}, as in 8/255"
+
+
+def test_without_twins_the_ball_may_be_a_point() -> None:
+    standard = {"objective": {"name": "standard"}, "threat": {"eps": 0}, "test": {"step_size": 0.01}}
+    assert Experiment.parse(standard).threat.eps == 0
+    assert "with stabilize.weight 0.5" in str(parse_error({**standard, "stabilize": {"weight": 0.5}}))
+
+
+@pytest.mark.parametrize("section", ["attack", "validation", "test"])
+def test_a_step_may_be_ten_times_the_radius_and_no_longer(section: str) -> None:
+    for norm, eps in (("linf", 0.05), ("l2", 3.0), ("l1", 100.0)):
+        threat = {"norm": norm, "eps": eps}
+        assert Experiment.parse({"threat": threat, section: {"step_size": 10 * eps}})
+        error = parse_error({"threat": threat, section: {"step_size": 10.1 * eps}})
+        assert error.field == f"{section}.step_size"
+        assert f"at most 10 times eps ({eps:g})" in str(error)
 
 
 def test_an_l2_ball_may_be_larger_than_a_pixel() -> None:
@@ -224,6 +279,45 @@ def test_a_recipe_that_says_something_twice_is_refused_with_the_lines(tmp_path: 
         load_recipe("above", [tmp_path])
 
 
+def test_a_long_chain_of_recipes_is_refused(tmp_path: Path) -> None:
+    write(tmp_path, **{f"r{number}": f"extends: r{number + 1}" for number in range(30)})
+    with pytest.raises(InputError, match="extends: got 'r20'; more than 20 recipes extend one another"):
+        load_recipe("r0", [tmp_path])
+
+
+@pytest.mark.parametrize("text", ["extends: [a]", "extends: 3", "extends: {a: 1}", "extends: true"])
+def test_a_recipe_extends_one_that_is_named(tmp_path: Path, text: str) -> None:
+    write(tmp_path, bad=text)
+    with pytest.raises(InputError, match=r"extends: got .*; it takes the name of a recipe"):
+        load_recipe("bad", [tmp_path])
+
+
+@pytest.mark.parametrize(
+    ("recipe", "says"),
+    [
+        ("~nobody-at-all/x.yaml", "no user of this machine is called 'nobody-at-all'"),
+        ("a" * 300, "no file's name is longer than 255 bytes"),
+        ("a/" * 5000, "longer than 4,096 characters"),
+        ("a\0b.yaml", "no text may hold the character NUL"),
+        ("a\udcff.yaml", "it is not UTF-8"),
+        ("/dev/null/x.yaml", "there is no such file"),
+    ],
+)
+def test_what_no_file_can_be_called_is_refused_in_a_short_line(tmp_path: Path, recipe: str, says: str) -> None:
+    with pytest.raises(InputError, match=says) as raised:
+        load_recipe(recipe, [tmp_path])
+    assert len(str(raised.value)) < 500
+    for field in ("storage.path", "data.root", "data.extra", "model.weights") if "/dev" not in recipe else ():
+        assert parse_error(nested(field, recipe)).field == field
+
+
+@pytest.mark.parametrize("text", ["0", "no", "[]", "''"])
+def test_what_is_nothing_but_no_empty_file_holds_no_fields(tmp_path: Path, text: str) -> None:
+    write(tmp_path, bad=text)
+    with pytest.raises(InputError, match="it must hold fields"):
+        load_recipe("bad", [tmp_path])
+
+
 def test_recipes_in_a_circle_are_refused(tmp_path: Path) -> None:
     write(tmp_path, a="extends: b", b="extends: c", c="extends: a", self="extends: self")
     for name in ("a", "self"):
@@ -240,7 +334,7 @@ def test_a_missing_recipe_lists_the_known_ones(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["a: [", "a: b: c", "\tx", "- a", "just text", "x: 2026-02-30", "a: !!python/object:os.system x", "\x00"]
+    "text", ["a: [", "a: b: c", "\tx", "- a", "just text", "x: !!int a", "a: !!python/object:os.system x", "\x00"]
 )
 def test_a_file_that_holds_no_fields_is_refused_in_one_line(tmp_path: Path, text: str) -> None:
     write(tmp_path, bad=text)
@@ -412,7 +506,7 @@ def test_an_experiment_survives_its_yaml(experiment: Experiment) -> None:
     assert again.digest() == experiment.digest()
 
 
-@given(eps=st.floats(0, 1), lr=st.floats(1e-30, 1e30), mean=st.lists(st.floats(-1e9, 1e9), min_size=1, max_size=3))
+@given(eps=st.floats(1e-6, 1), lr=st.floats(1e-30, 1e3), mean=st.lists(st.floats(-1e3, 1e3), min_size=1, max_size=3))
 def test_numbers_survive_the_yaml_exactly(eps: float, lr: float, mean: list[float]) -> None:
     experiment = Experiment.parse({"threat": {"eps": eps}, "training": {"lr": lr}, "model": {"mean": mean}})
     assert Experiment.parse(yaml.safe_load(experiment.to_yaml())) == experiment

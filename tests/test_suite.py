@@ -199,7 +199,7 @@ def test_without_a_limit_the_whole_split_is_judged() -> None:
         load_judged(examination(data={"name": "digits", "limit": 361}), None)
 
 
-@pytest.mark.parametrize(("images", "says"), [([3, 5], "places 0 to 4"), ([-1], "places 0 to 4"), ([3, 3], "once")])
+@pytest.mark.parametrize(("images", "says"), [([3, 5], "places 0 to 4"), ([-1], "or equal to 0"), ([3, 3], "once")])
 def test_images_that_are_not_there_or_twice_cannot_be_judged(images: list[int], says: str) -> None:
     with pytest.raises(InputError, match=f"data.images: .*{says}"):
         load_judged(examination(data={"name": "digits", "limit": 5, "images": images}), None)

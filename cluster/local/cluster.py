@@ -14,12 +14,14 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import psutil
 
+from distsens.command_line import run_job
 from distsens.distributed.ports import free_ports
+from distsens.errors import InputError
 
 FOLDER = Path(__file__).resolve().parents[2] / ".cluster"
 
@@ -28,6 +30,15 @@ _HEAD, _WORKERS = "127.0.0.2", ("127.0.0.3", "127.0.0.4")
 _MARK = "DISTSENS_CLUSTER"  # in the environment of each process of the cluster, so that it can be told from other Rays
 _START_TIMEOUT_S = 300
 _END_TIMEOUT_S = 20
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Do what the one word says; the exit code is 2 for any other."""
+    commands = {"up": up, "down": down}
+    if len(arguments) != 1 or arguments[0] not in commands:
+        raise InputError("command line", " ".join(arguments) or None, "it takes one word, up or down")
+    commands[arguments[0]]()
+    return 0
 
 
 def up() -> None:
@@ -146,4 +157,4 @@ def _processes() -> set[psutil.Process]:
 
 
 if __name__ == "__main__":
-    {"up": up, "down": down}[sys.argv[1]]()
+    run_job(main)

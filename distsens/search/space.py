@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Iterator, Mapping
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from distsens.errors import InputError
-from distsens.experiment import Experiment, merge, parse_number
+from distsens.experiment import Experiment, branch, merge, parse_number
 
 # Where and by how many a trial is run is the sweep's business, and its name is the trial's.
 _NOT_SEARCHED = ("name", "workers", "checkpoint", "storage", "tracking")
+_MOST = 1e300  # that a searched number may be: what is larger would be none in a field
+# What an experiment judges together: a value that is allowed beside the recipe's need not be beside one that is drawn.
+_JUDGED_TOGETHER = (
+    ("threat.norm", "threat.eps"),
+    ("threat.eps", "objective.name", "stabilize.weight"),
+    ("threat.eps", "attack.step_size", "validation.step_size", "test.step_size"),
+    ("objective.name", "objective.label_smoothing"),
+    ("stabilize.warmup_start", "stabilize.warmup_end"),
+)
 
 
 @dataclass(frozen=True)
@@ -126,19 +135,36 @@ def parse_space(search: object, base: Mapping[str, Any]) -> Space:
             except InputError as error:
                 where = "" if error.field == field else f" with {field} {value!r}"
                 raise InputError(f"search.{error.field}", error.value, error.allowed + where) from None
+    for group in _JUDGED_TOGETHER:
+        _check_together([field for field in group if field in space], space, base)
     return space
+
+
+def _check_together(group: Sequence[str], space: Space, base: Mapping[str, Any]) -> None:
+    """Refuse what is not allowed together although each is beside the recipe's; of numbers the ends decide."""
+    if len(group) < 2:
+        return
+    for values in itertools.product(*(_ends(space[field].extremes) for field in group)):
+        drawn = dict(zip(group, values, strict=True))
+        try:
+            Experiment.parse(merge(base, nested(drawn)))
+        except InputError as error:
+            given = ", ".join(f"{field} {value!r}" for field, value in drawn.items() if field != error.field)
+            raise InputError(f"search.{error.field}", error.value, f"{error.allowed} (with {given})") from None
+
+
+def _ends(values: Sequence[Any]) -> Sequence[Any]:
+    numbers = [value for value in values if isinstance(value, int | float)]
+    return (min(numbers), max(numbers)) if len(numbers) == len(values) else values
 
 
 def nested(fields: Mapping[str, Any]) -> dict[str, Any]:
     """``{"threat.eps": 0.3}`` as ``{"threat": {"eps": 0.3}}``; what is nested already stays so."""
     found: dict[str, Any] = {}
     for name, value in fields.items():
-        *sections, last = name.split(".")
-        inner: Any = nested(value) if isinstance(value, Mapping) else value
-        branch: dict[str, Any] = {last: inner}
-        for section in reversed(sections):
-            branch = {section: branch}
-        found = merge(found, branch)
+        if not isinstance(name, str):
+            raise InputError(str(name), value, "there is no such field; --help lists them")
+        found = merge(found, branch(name, nested(value) if isinstance(value, Mapping) else value))
     return found
 
 
@@ -169,8 +195,8 @@ def _distribution(field: str, given: Mapping[str, Any]) -> Distribution:
     if len(values) != 2 or len(numbers) != 2:
         raise InputError(f"search.{field}", values, f"{kind} takes two numbers, lowest and highest")
     low, high = numbers
-    if not -sys.float_info.max <= low < high <= sys.float_info.max:  # neither NaN, nor an integer beyond all floats
-        raise InputError(f"search.{field}", values, "the lowest must be below the highest")
+    if not -_MOST < low < high < _MOST:
+        raise InputError(f"search.{field}", values, f"the lowest must be below the highest, both within {_MOST:g}")
     if kind == "randint":
         if not (isinstance(low, int) and isinstance(high, int)):
             raise InputError(f"search.{field}", values, "randint takes integers, both included")

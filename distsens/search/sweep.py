@@ -10,14 +10,18 @@ from typing import Any, Literal
 from pydantic import Field
 
 from distsens.errors import InputError
-from distsens.experiment import Count, Experiment, Number, Section, merge, validate
+from distsens.experiment import Count, Experiment, Images, Number, Section, merge, validate
 from distsens.search.space import Grid, Space, nested, parse_space
+
+_MOST_TRIALS = 10**5
 
 
 class Sweep(Section):
     """How a sweep goes; the ``sweep`` section of a recipe."""
 
-    trials: Count = Field(16, ge=1, description="Draws from the space; each is crossed with every grid.")
+    trials: Count = Field(
+        16, ge=1, le=_MOST_TRIALS, description="Draws from the space; each is crossed with every grid."
+    )
     searcher: Literal["random", "grid", "tpe"] = Field(
         "random", description="Who draws: at random, the grid alone, or Optuna's TPE (both accuracies for goal front)."
     )
@@ -31,18 +35,29 @@ class Sweep(Section):
         description="asha: what each rung but the last changes in the recipe, cheapest first, as in "
         "{training.epochs: 2, data.limit: 4000, attack.steps: 5}; each is a training of its own, with whole schedules.",
     )
-    reduction: Count = Field(3, ge=2, description="asha: one in so many trials goes on from a rung to the next.")
-    interval: Count = Field(1, ge=1, description="pbt: epochs between perturbations.")
+    reduction: Count = Field(
+        3, ge=2, le=1000, description="asha: one in so many trials goes on from a rung to the next."
+    )
+    interval: Count = Field(1, ge=1, le=10**5, description="pbt: epochs between perturbations.")
     goal: Literal["robust", "front"] = Field(
         "robust", description="Highest robust accuracy at the clean floor, or the Pareto front of both."
     )
     clean_floor: Number = Field(0.0, ge=0, le=1, description="goal robust: least clean accuracy on validation.")
     finalists: Count = Field(
-        2, ge=1, description="The best so many are judged by AutoAttack on validation; the best of these wins."
+        2,
+        ge=1,
+        le=_MOST_TRIALS,
+        description="The best so many are judged by AutoAttack on validation; the best of these wins.",
     )
-    judged_images: Count = Field(200, ge=0, description="Validation images for that; 0 leaves the choice to the score.")
-    max_failed: Count = Field(3, ge=0, description="The sweep ends when more trials than this have failed.")
-    concurrent: Count | None = Field(None, ge=1, description="At most so many trials at a time; default all that fit.")
+    judged_images: Images = Field(
+        200, ge=0, description="Validation images for that; 0 leaves the choice to the score."
+    )
+    max_failed: Count = Field(
+        3, ge=0, le=_MOST_TRIALS, description="The sweep ends when more trials than this have failed."
+    )
+    concurrent: Count | None = Field(
+        None, ge=1, le=_MOST_TRIALS, description="At most so many trials at a time; default all that fit."
+    )
     champion: dict[str, Any] = Field(
         {}, description="What the winner's own training changes in the recipe, as in {training.epochs: 20}."
     )
@@ -125,6 +140,8 @@ class SweepPlan:
 
     def _check(self) -> None:
         sweep = self.sweep
+        if self.total > _MOST_TRIALS:
+            raise InputError("search", self.total, f"the grids and sweep.trials make at most {_MOST_TRIALS:,} trials")
         grids = [field for field, one in self.space.items() if isinstance(one, Grid)]
         if sweep.searcher == "grid" and len(grids) < len(self.space):
             other = next(field for field in self.space if field not in grids)
@@ -171,6 +188,10 @@ class SweepPlan:
                 raise InputError(where, field, "it is searched, so it cannot be changed here")
             if field.partition(".")[0] in own:
                 raise InputError(where, field, "it is the same for the whole sweep")
+        try:
+            parse_space(self.search, merge(self.fields, changed))
+        except InputError as error:
+            raise InputError(error.field, error.value, f"{error.allowed} (in {where})") from None
 
 
 _THE_SWEEPS_OWN = frozenset(("name", "workers", "checkpoint", "storage", "tracking"))

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from distsens.errors import InputError
+from distsens.words import fault_of_path
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -177,6 +178,8 @@ def parse(uri: str) -> URL:
         return url
     if not url.database or url.database == ":memory:":
         raise InputError("tracking.uri", uri, "an SQLite store needs a file, " + _ALLOWED)
+    if fault := fault_of_path(url.database):
+        raise InputError("tracking.uri", uri, fault)
     return url.set(database=str(Path(url.database).absolute()))
 
 

@@ -12,10 +12,10 @@ import secrets
 import socket
 import stat
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from configparser import ConfigParser
 from pathlib import Path
-from typing import Protocol
+from typing import NoReturn, Protocol
 
 import boto3
 import ceph
@@ -26,6 +26,9 @@ from daemons import Daemons, StackError
 from postgres import Postgres
 from ray_nodes import WORKERS, RayNodes
 from tracking_server import TrackingServer
+
+from distsens.errors import short, shown
+from distsens.words import fault_of_path
 
 BUCKET = "distsens"
 PORTS = {"postgres": 5433, "s3": 7480, "mlflow": 5000, "ray": 6379, "dashboard": 8265}
@@ -259,18 +262,43 @@ def _is_taken(port: int) -> bool:
     return False
 
 
+class _Parser(argparse.ArgumentParser):
+    """Says what is wrong in one short line."""
+
+    def error(self, message: str) -> NoReturn:
+        raise InputError(short(message))
+
+
+def _whole(most: int) -> Callable[[str], int]:
+    """Read a number from 1 to the most."""
+
+    def read(text: str) -> int:
+        if not (text.isascii() and text.isdecimal() and len(text) <= len(str(most)) and 1 <= int(text) <= most):
+            raise argparse.ArgumentTypeError(f"got {shown(text)}; it takes a whole number from 1 to {most}")
+        return int(text)
+
+    return read
+
+
+def _folder(text: str) -> Path:
+    if fault := fault_of_path(text):
+        raise argparse.ArgumentTypeError(f"got {shown(text)}; {fault}")
+    return Path(text).absolute()
+
+
 def main(arguments: Sequence[str]) -> int:
     """Run the command; its exit code is 1 when a part fails, 2 for what can be set right beforehand."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = _Parser(description=__doc__, allow_abbrev=False)
     parser.add_argument("command", choices=("up", "down"))
-    parser.add_argument("--folder", type=Path, default=Path("/var/tmp/distsens"), help="of all data, secrets and logs")
-    parser.add_argument("--cpus", type=int, default=max(1, (os.cpu_count() or 1) // WORKERS), help="of each Ray worker")
+    parser.add_argument("--folder", type=_folder, default=Path("/var/tmp/distsens"), help="of all data, secrets, logs")
+    cpus = max(1, (os.cpu_count() or 1) // WORKERS)
+    parser.add_argument("--cpus", type=_whole(10**4), default=cpus, help="of each Ray worker")
     for name, port in PORTS.items():
-        parser.add_argument(f"--{name}-port", type=int, default=port)
-    options = parser.parse_args(arguments)
-    ports = {name: getattr(options, f"{name}_port") for name in PORTS}
-    stack = Stack(options.folder.absolute(), ports, options.cpus)
+        parser.add_argument(f"--{name}-port", type=_whole(2**16 - 1), default=port)
     try:
+        options = parser.parse_args(arguments)
+        ports = {name: getattr(options, f"{name}_port") for name in PORTS}
+        stack = Stack(options.folder, ports, options.cpus)
         if options.command == "down":
             stack.down()
         else:

@@ -97,6 +97,10 @@ def own_address() -> str:
         (("--address", "127.0.0.1:8265", *JOB), "name the cluster's dashboard, as in --address http://"),
         (("--address", "http://127.0.0.1:none", *JOB), "name the cluster's dashboard"),
         (("--address", "http://127.0.0.1:1", *JOB), "no Ray dashboard answers there: "),
+        (("--address", "http://127.0.0.1:1/a b", *JOB), "no Ray dashboard answers there: "),
+        (("--address", f"http://{'a' * 70}.invalid", *JOB), "no Ray dashboard answers there: "),
+        (("--address", "http://127.0.0.1:99999", *JOB), "name the cluster's dashboard"),
+        (("--address", "http://127.0.0.1:1", "--", "python", f"{'a' * 5000}.py"), "there is no such file in"),
     ],
 )
 def test_wrong_input_is_said_in_one_line(submit: ModuleType, arguments: tuple[str, ...], says: str) -> None:

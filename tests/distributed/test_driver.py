@@ -100,7 +100,7 @@ def assert_failed(ended: Ended, *words: str) -> None:
 
 
 def test_a_nan_loss_stops_the_run_with_epoch_step_and_last_good_checkpoint(train: Callable[..., Ended]) -> None:
-    blown_up = {"optimizer": "sgd", "lr": 1e20, "schedule": "piecewise", "warmup": 0.5}
+    blown_up = {"optimizer": "sgd", "lr": 1000, "weight_decay": 100, "schedule": "piecewise", "warmup": 0.5}
     ended = train({"training": blown_up})
     assert_failed(ended, "NaN", "epoch 1, step ", "last good checkpoint: none")
 

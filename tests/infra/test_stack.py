@@ -481,7 +481,17 @@ def test_a_submitted_job_that_the_cluster_can_never_hold_fails_and_leaves_no_run
 @pytest.mark.ray
 @pytest.mark.drill
 def test_a_submitted_job_fails_as_the_training_does(stack: Stack) -> None:
-    failed = stack.run("jobs/train.py", *QUICK, "--training.optimizer", "sgd", "--training.lr", "1e20", *STORAGE)
+    failed = stack.run(
+        "jobs/train.py",
+        *QUICK,
+        "--training.optimizer",
+        "sgd",
+        "--training.lr",
+        "1000",
+        "--training.weight_decay",
+        "100",
+        *STORAGE,
+    )
     assert failed.code == 1
     assert "failed: the loss or its gradient became NaN" in failed.output
     assert stack.status(failed.run) == "FAILED"

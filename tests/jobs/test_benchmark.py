@@ -159,7 +159,7 @@ def _load_job() -> ModuleType:
             "error: parts: got 'speed'; allowed are attack, step, sns, autoattack, distributed, evaluation",
         ),
         ("--rounds 0", "error: rounds: got 0; it must be a whole number"),
-        ("--images 0", "error: images: got 0; it must be a whole number, 1 or more"),
+        ("--images 0", "error: images: got 0; it must be a whole number, 1 or more, and at most 1000000000"),
         ("--threads 1.5", "error: threads: got 1.5; it must be a whole number"),
         ("--device tpu", "error: device: got 'tpu'; allowed are cpu, cuda"),
         ("--quick maybe", "error: quick: got 'maybe'; it takes no value"),

@@ -108,6 +108,7 @@ def run(run_here: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
         (f"{GIVEN} --corruptions fog --baseline percent.json", "under fog; it has [10.0,"),
         (f"{GIVEN} --corruptions snow --baseline short.json", "has no errors, or none are measured, under snow"),
         (f"{GIVEN} --baseline short.json", "has no errors, or none are measured, under all"),
+        (f"{GIVEN} --attacks pgd --pgd.step_size 2", "error: pgd.step_size: got 2.0; at most 10 times eps (0.1)"),
         (f"{GIVEN} --eps-curve 0.1 3", "error: eps_curve: got 3"),
         (f"{GIVEN} --data.limit 100000", "error: data.limit: got 100000"),
         (f"{GIVEN} --workers.num 1000", "error: workers.num: got 1000"),
@@ -137,7 +138,7 @@ def run(run_here: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
         (f"{GIVEN} --save-examples https://a/b", "error: save_examples: got 'https://a/b'"),
         (f"{GIVEN} --examples https://a/b", "error: examples: got 'https://a/b'"),
         (f"{GIVEN} --model.mean 0.1 0.2", "error: model.mean: got (0.1, 0.2); must be one number"),
-        (f"{GIVEN} --model.std 0", "error: model.std: got (0.0,); must be greater than 0"),
+        (f"{GIVEN} --model.std 0", "error: model.std: got 0; input should be greater than 0"),
         (f"{GIVEN} --model.small_images", "error: model.small_images: got True"),
         (f"{GIVEN} --model.means 0.1", "error: model.means: got 0.1; there is no such field"),
         (

@@ -37,6 +37,14 @@ Run = Callable[..., tuple[int, str, str]]
             ["--recipe", "tune-quickstart", "--sweep.champion.data.limit", "999999"],
             "sweep.champion.data.limit: got 999999",
         ),
+        (
+            ["--recipe", "tune-quickstart", "--search.threat.eps.grid", "0", "0.1"],
+            "search.threat.eps: got 0.0; at least 1e-06 with objective.name pgd_at",
+        ),
+        (
+            ["--recipe", "tune-quickstart", "--sweep.champion.threat.eps", "0"],
+            "sweep.champion.threat.eps: got 0.0; at least 1e-06",
+        ),
     ],
 )
 def test_wrong_input_is_one_line(run_here: Run, tmp_path: Path, arguments: list[str], said: str) -> None:

@@ -84,6 +84,66 @@ def test_what_cannot_be_searched_is_refused_by_its_name(search: Any, said: str) 
     assert said in str(refused.value)
 
 
+@pytest.mark.parametrize(
+    "search",
+    [
+        {1: {"grid": [1]}},
+        {"threat": {None: {"grid": [1]}}},
+        {"threat": {1.5: {2: {"grid": [1]}}}},
+        {True: {"grid": [1]}},
+        {"a." * 5000: {"grid": [1]}},
+        {"threat.eps": {"grid": [{"a": 1}]}},
+        {"threat.eps": {"grid": [[[1]]]}},
+        {"threat.eps": {"uniform": [10**400, 10**401]}},
+        {"attack.steps": {"randint": [1, 10**400]}},
+        {"threat.eps": {"grid": ["9" * 5000]}},
+        {"threat.eps.x": {"grid": [1]}},
+        {"data.augment": {"choice": [[{"a": 1}]]}},
+        {"name": 3},
+    ],
+)
+def test_what_is_no_space_at_all_is_refused_in_a_short_line(search: Any) -> None:
+    with pytest.raises(InputError) as refused:
+        parse_space(search, {})
+    assert len(str(refused.value)) < 3_000
+
+
+@pytest.mark.parametrize(
+    ("search", "base", "said"),
+    [
+        (
+            {"threat.eps": {"grid": [0.2, 0, 0.1]}, "objective.name": {"choice": ["standard", "trades"]}},
+            {"objective": {"name": "standard"}},
+            "search.threat.eps: got 0.0; at least 1e-06 with objective.name trades, as in 8/255 (with objective.name",
+        ),
+        (
+            {"threat.eps": {"choice": [0, 0.1]}, "stabilize.weight": {"uniform": [0, 1]}},
+            {"objective": {"name": "standard"}},
+            "search.threat.eps: got 0.0; at least 1e-06 with stabilize.weight 1, as in 8/255 (with stabilize.weight 1",
+        ),
+        (
+            {"threat.eps": {"uniform": [0.01, 0.3]}, "attack.step_size": {"uniform": [0.01, 0.3]}},
+            {"threat": {"eps": 0.3}},
+            "search.attack.step_size: got 0.3; at most 10 times eps (0.01)",
+        ),
+        (
+            {"threat.eps": {"grid": [0.5, 3]}, "threat.norm": {"grid": ["l2", "linf"]}},
+            {"threat": {"norm": "l2", "eps": 0.5}},
+            "search.threat.eps: got 3.0; pixels lie in [0, 1], so a linf eps must too",
+        ),
+        (
+            {"threat.eps": {"grid": [0, 0.1]}},
+            {},
+            "search.threat.eps: got 0.0; at least 1e-06 with objective",
+        ),
+    ],
+)
+def test_values_that_are_drawn_together_are_judged_together(search: Any, base: dict[str, Any], said: str) -> None:
+    with pytest.raises(InputError) as refused:
+        parse_space(search, base)
+    assert said in str(refused.value)
+
+
 def test_values_are_judged_within_the_recipe_that_they_go_into() -> None:
     search = {"stabilize.warmup_start": {"uniform": [0.0, 0.8]}}
     with pytest.raises(InputError, match=r"with stabilize.warmup_start 0.8"):

@@ -85,11 +85,18 @@ def test_a_plain_folder_is_refused_with_the_address_to_write_instead(folder: str
     assert "write sqlite:////data/mlruns/mlflow.db;" in refusal(folder).allowed
 
 
-@pytest.mark.parametrize("uri", ["", "ftp://host/x", "http://", "http://host:port", "sqlite://", "sqlite:///:memory:"])
+@pytest.mark.parametrize(
+    "uri",
+    ["", "ftp://host/x", "http://", "http://host:port", "sqlite://", "sqlite:///:memory:"],
+)
 def test_what_is_no_address_of_a_store_is_refused(uri: str):
     error = refusal(uri)
     assert error.field == "tracking.uri"
     assert "sqlite:////absolute/path/mlflow.db" in error.allowed
+
+
+def test_a_file_that_no_file_system_can_have_is_refused():
+    assert refusal(f"sqlite:///{'a' * 300}/mlflow.db").allowed == "no file's name is longer than 255 bytes"
 
 
 def test_a_file_that_is_no_database_is_refused(tmp_path: Path):

@@ -44,7 +44,7 @@ def test_a_finite_gradient_does_not(norm: float) -> None:
 
 
 def test_a_training_that_diverges_stops_where_it_did() -> None:
-    run = digits_run({"training": {"lr": 3e38, "schedule": "constant", "gradient_clip": None}})
+    run = digits_run({"training": {"lr": 1000, "weight_decay": 100, "schedule": "constant", "gradient_clip": None}})
     with pytest.raises(TrainingStoppedError, match=r"NaN or infinite at epoch 1, step \d+:") as stopped:
         run.go()
     assert "\n" not in str(stopped.value)
