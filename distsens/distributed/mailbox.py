@@ -15,6 +15,7 @@ class Mailbox:
         self._letters: list[bytes] = []
         self._notes: dict[str, bytes] = {}
         self._controller: Any = None
+        self._names: dict[str, str] = {}
 
     def controlled_by(self, controller: Any) -> None:
         """Keep the handle of the actor that controls the workers."""
@@ -23,6 +24,14 @@ class Mailbox:
     def controller(self) -> Any:
         """The actor that controls the workers, or None until it is there."""
         return self._controller
+
+    def call(self, handle: str, name: str) -> None:
+        """Say what we call the one whom Ray knows by this handle."""
+        self._names[handle] = name
+
+    def name(self, handle: str) -> str:
+        """What :meth:`call` said."""
+        return self._names[handle]
 
     def post(self, letter: bytes) -> None:
         """Keep a letter for the driver."""

@@ -38,14 +38,12 @@ from ray.train.v2._internal.exceptions import (
 )
 from ray.train.v2._internal.execution.callback import ControllerCallback
 from ray.train.v2._internal.execution.failure_handling import DefaultFailurePolicy, FailureDecision
-from ray.tune.schedulers import AsyncHyperBandScheduler
 
 __all__ = [
     "JOB_CONFIG_VARIABLE",
     "ControllerCallback",
     "DefaultFailurePolicy",
     "FailureDecision",
-    "KnownRungs",
     "RayTrainError",
     "TrainerWith",
     "WorkerHealthCheckFailedError",
@@ -152,11 +150,3 @@ class TrainerWith(TorchTrainer):
         parts["failure_policy"] = self.policy(self.run_config.failure_config)
         result: ray.train.Result = super()._initialize_and_run_controller(**parts)
         return result
-
-
-class KnownRungs(AsyncHyperBandScheduler):
-    """ASHA that can be told what trials have scored; Ray Tune does not keep its schedulers' state."""
-
-    def score(self, trial: Any, rung: int, score: float) -> None:
-        """Let a trial that was added have scored this at a rung."""
-        self._trial_info[trial.trial_id].on_result(trial, self._reduction_factor**rung, score)

@@ -21,21 +21,20 @@ from distsens.distributed.runs import new_name, pin_places
 from distsens.distributed.shelf import Shelf
 from distsens.distributed.signals import Caught, ignore_signals, signals_interrupt
 from distsens.distributed.sweep_closing import close_sweep
+from distsens.distributed.sweep_hooks import Telling, listening
 from distsens.distributed.sweep_preflight import CheckedSweep
 from distsens.distributed.sweep_record import TUNE_FOLDER, StoredSweep
-from distsens.distributed.sweep_recording import SweepRecorder, TellsRecorder
+from distsens.distributed.sweep_recording import SweepRecorder
 from distsens.distributed.training import ray_notes
 from distsens.distributed.trial import TrialKit, train_trial
-from distsens.distributed.tuning import param_space, resources, scheduler, searcher
+from distsens.distributed.tuning import resources, scheduler, searcher
 from distsens.experiment import merge
 from distsens.report.sweep import Outcome, SweepSummary, SweepView, count
 from distsens.search import SweepPlan, meets_floor
 from distsens.storage import address
 from distsens.tracking import TrackedRun, without_password
 
-# Ray Tune writes down at least this often what a resumed sweep begins with.
 _SETTINGS = {
-    "TUNE_GLOBAL_CHECKPOINT_S": "2",
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
     "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
     "RAY_AIR_NEW_OUTPUT": "0",
@@ -97,7 +96,7 @@ def run_sweep(
         recorder = SweepRecorder(sweep.stored, plan, kit, view, tracking)
         try:
             with sweep.tracked.watch_system():
-                whole = _search(sweep, kit, recorder, resumed is not None, caught)
+                whole = _search(sweep, kit, recorder, caught)
                 if not whole:
                     raise KeyboardInterrupt
                 judge_finalists(sweep, recorder.in_order)
@@ -184,52 +183,37 @@ def _open(recipe: Mapping[str, Any], checked: CheckedSweep, view: SweepView, res
     return Searched(plan, base, stored, tracked, view, at_a_time)
 
 
-def _search(sweep: Searched, kit: TrialKit, recorder: SweepRecorder, resumed: bool, caught: Caught) -> bool:
-    """Let Ray Tune run the trials; whether it came to the end."""
-    trainable = tune.with_resources(tune.with_parameters(train_trial, kit=kit), resources(sweep.plan.base.workers))
-    folder = f"{_tune_path(sweep)}/{TUNE_FOLDER}"
-    earlier = _trials_in(folder) if resumed else []
-    recorder.settle(earlier, errors=False)
-    tuner = (
-        tune.Tuner.restore(folder, trainable, resume_unfinished=True, resume_errored=True)
-        if earlier
-        else _tuner(sweep, trainable)
-    )
-    with recorder, _tune_hears(caught):
-        tuner.fit()
-    known = _trials_in(folder)
-    recorder.settle(known)
+def _search(sweep: Searched, kit: TrialKit, recorder: SweepRecorder, caught: Caught) -> bool:
+    """Let Ray Tune run the trials that are left; whether it came to the end."""
+    recorder.settle()
+    if recorder.draws.left:
+        with listening(sweep.stored.name, recorder), recorder, _tune_hears(caught):
+            _tuner(sweep, kit, recorder).fit()
+        recorder.settle()
     recorder.check()
     # An interrupted Ray Tune returns as if all were well.
-    states = [recorder.trials.get(one.trial_id) for one in known]
-    return len(known) == sweep.plan.total and all(one is not None and one.status != "running" for one in states)
+    known = recorder.in_order
+    return len(known) == sweep.plan.total and not any(one.unfinished for one in known)
 
 
-def _trials_in(folder: str) -> list[Any]:
-    """Ray Tune's trials, as it last wrote them down; none where it was killed before it had."""
-    if not tune.Tuner.can_restore(folder):
-        return []
-    try:
-        return list(tune.ExperimentAnalysis(folder).trials or ())
-    except ValueError:  # killed while it wrote for the first time: what it had done by then is refused before
-        return []
-
-
-def _tuner(sweep: Searched, trainable: Any) -> tune.Tuner:
-    plan = sweep.plan
+def _tuner(sweep: Searched, kit: TrialKit, recorder: SweepRecorder) -> tune.Tuner:
+    plan, name, left = sweep.plan, sweep.stored.name, recorder.draws.left
+    scores = recorder.draws.scores()
+    population = recorder.draw_all() if plan.sweep.scheduler == "pbt" else None
+    sweep.stored.place.delete(TUNE_FOLDER)
     return tune.Tuner(
-        trainable,
-        param_space=param_space(plan),
+        tune.with_resources(tune.with_parameters(train_trial, kit=kit), resources(plan.base.workers)),
+        param_space=dict.fromkeys(plan.space),  # the values come from the sweep's own draws
         tune_config=tune.TuneConfig(
-            search_alg=searcher(plan, sweep.at_a_time),
-            scheduler=scheduler(plan),
-            num_samples=1 if plan.sweep.searcher == "grid" else plan.sweep.trials,
+            search_alg=searcher(name, sweep.at_a_time, population),
+            scheduler=scheduler(plan, name, scores),
+            num_samples=left,
         ),
         run_config=tune.RunConfig(
             name=TUNE_FOLDER,
             storage_path=_tune_path(sweep),
             failure_config=tune.FailureConfig(max_failures=plan.base.workers.max_failures),
-            callbacks=[TellsRecorder(sweep.stored.name)],
+            callbacks=[Telling(name)],
             verbose=0,
         ),
     )

@@ -1,13 +1,13 @@
-"""Sweeps in storage: a folder each, with what is needed to resume, its trials, and Ray Tune's own state."""
+"""Sweeps in storage: a folder each, with what is needed to resume and its trials. Ray Tune's files are never read."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from fnmatch import fnmatch
 from typing import Any
+
+from pydantic import Field
 
 from distsens.distributed.places import followed, named_document
 from distsens.errors import InputError
@@ -20,9 +20,10 @@ SWEEP_FILE = "sweep.json"
 TUNE_FOLDER = "tune"
 RESULT_FILE = "result.json"
 """What a rung that is done leaves in the folder of its training."""
+POINTER_FILE = "pointer.json"
+"""From where a trial of a population would go on, in the trial's folder."""
 _TRIAL_FILE = "trial.json"
 _CHAMPION_FILE = "champion.json"
-_TUNE_STATE = f"{TUNE_FOLDER}/experiment_state-*.json"
 _FORMAT = 1
 
 
@@ -51,15 +52,24 @@ class StoredSweep:
         write_json(self.place.child(f"trials/{trial.trial}"), _TRIAL_FILE, trial.to_dict())
 
     def trials(self) -> dict[str, TrialState]:
-        """What earlier sessions knew of the trials, by id."""
-        keys = [key for key in self.place.keys("trials") if key.endswith(f"/{_TRIAL_FILE}")]
+        """What earlier sessions knew of the trials, by name; one whose own file is lost, by what its rungs left."""
+        keys = sorted(self.place.keys("trials"))
         found = {}
-        for key in sorted(keys):
+        for key in (key for key in keys if key.endswith(f"/{_TRIAL_FILE}")):
             with self._damaged(key):
                 one = TrialState.from_dict(read_json(self.place, key))
                 if key != f"trials/{one.trial}/{_TRIAL_FILE}":
                     raise ValueError(f"it is of trial {one.trial}")
             found[one.trial] = one
+        for key in (key for key in keys if key.endswith(f"/{RESULT_FILE}")):
+            with self._damaged(key):
+                values = load_as(RungDocument, self.place.get(key)).values
+            if (name := key.split("/")[1]) not in found:
+                number = 1 + max((one.number for one in found.values()), default=-1)
+                found[name] = TrialState(name, int(name) if name.isdecimal() else number, values, "interrupted")
+        for key in (key for key in keys if key.endswith(f"/{POINTER_FILE}")):
+            with self._damaged(key):
+                load_as(Pointer, self.place.get(key))
         return found
 
     @contextmanager
@@ -70,10 +80,6 @@ class StoredSweep:
         except ValueError as error:
             allowed = f"its {key} is damaged ({error}); its trials stay as they are"
             raise InputError("resume", self.name, allowed) from None
-
-    def forget(self, trial: str) -> None:
-        """Delete what a trial has left."""
-        self.place.delete(f"trials/{trial}")
 
     def keep_champion(self, trial: str, run: str, result: dict[str, Any] | None) -> None:
         """Write down which run trains the winner, and, when it has ended well, what the summary says of it."""
@@ -96,6 +102,28 @@ class _Sweep(Document):
     mlflow_run_id: str
 
 
+class _Epoch(Document):
+    epoch: int = Field(ge=0)
+    metrics: dict[str, float]
+    alarm: str | None
+
+
+class RungDocument(Document):
+    """What a rung that is done leaves, see `RESULT_FILE`: its searched values, its epochs, or why it failed."""
+
+    values: dict[str, Any]
+    history: list[_Epoch]
+    failure: str | None
+
+
+class Pointer(Document):
+    """What `POINTER_FILE` holds: searched values, and the checkpoint of a training that they go on with."""
+
+    values: dict[str, Any]
+    url: str
+    epoch: int = Field(ge=0)
+
+
 class _Champion(Document):
     trial: str
     run: str
@@ -116,21 +144,6 @@ def find_sweep(name: str, storage_url: str) -> StoredSweep:
         raise
     except ValueError as error:
         raise InputError("resume", name, f"its {SWEEP_FILE} is damaged: {error}") from None
-    _check_tune_state(name, place)
     sweep = StoredSweep(place_name(place.url), place, recipe, known.mlflow_run_id)
     sweep.trials()  # Refused here, where nothing has been started yet.
     return sweep
-
-
-def _check_tune_state(name: str, place: Place) -> None:
-    """Refuse to go on with trials that have done a rung when Ray Tune's newest state does not tell of them."""
-    if not any(key.endswith(f"/{RESULT_FILE}") for key in place.keys("trials")):
-        return
-    states = [key for key in place.keys(TUNE_FOLDER) if fnmatch(key, _TUNE_STATE)]
-    if not states:
-        raise InputError("resume", name, f"Ray Tune's state of it, {_TUNE_STATE}, is gone; its trials stay as they are")
-    try:
-        json.loads(place.get(newest := max(states)))
-    except ValueError as error:
-        allowed = f"Ray Tune's state of it, {newest}, is damaged ({error}); its trials stay as they are"
-        raise InputError("resume", name, allowed) from None

@@ -5,26 +5,25 @@ from __future__ import annotations
 import pickle
 import queue
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import ray
-from ray import tune
 
 from distsens.distributed.endings import EndedError
 from distsens.distributed.monitor import EpochFinished, Started
 from distsens.distributed.patience import Patience
+from distsens.distributed.sweep_draws import Draws
 from distsens.distributed.sweep_events import Began, GaveUp, RungEnded, TrialEvent
 from distsens.distributed.sweep_record import StoredSweep
-from distsens.distributed.trial import RungResult, TrialKit, trial_results
+from distsens.distributed.trial import RungResult, TrialKit, standing, trial_results
 from distsens.report.sweep import RungState, SweepView, TrialState
 from distsens.search import SweepPlan
 from distsens.tracking import TrackedRun
 from distsens.training import EpochRecord, Progress
 
 _SECONDS_BETWEEN_LOOKS = 0.5
-_DIED = "its process died"
 
 
 class TooManyFailedError(EndedError):
@@ -36,7 +35,6 @@ class _Ended:
     """Ray Tune has done with a trial: because it returned or was stopped, or because its process died."""
 
     trial: str
-    values: dict[str, Any]
     failure: str | None
 
 
@@ -56,27 +54,57 @@ class SweepRecorder:
         self._given_up: dict[str, str] = {}
         self._ends: queue.SimpleQueue[_Ended] = queue.SimpleQueue()
         self._steps: dict[str, Progress] = {}
+        self._draws: Draws | None = None
+        self._population: list[TrialState] = []
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._follow, daemon=True)
 
     def __enter__(self) -> SweepRecorder:
-        _LISTENING[self._stored.name] = self
         self._thread.start()
         return self
 
     def __exit__(self, *_: object) -> None:
         self._over.set()
         self._thread.join()
-        del _LISTENING[self._stored.name]
 
     @property
     def in_order(self) -> list[TrialState]:
         """The trials as they were drawn."""
         return sorted(self.trials.values(), key=lambda one: one.number)
 
-    def ended(self, trial: Any, failure: str | None) -> None:
-        """Ray Tune has done with this trial of its."""
-        self._ends.put(_Ended(trial.trial_id, trial.config, failure))
+    @property
+    def draws(self) -> Draws:
+        """Who hands out the trials of this session."""
+        if self._draws is None:
+            self._draws = Draws(self._plan, self._stored, self.trials)
+        return self._draws
+
+    def draw(self, handle: str) -> dict[str, Any]:
+        """The values of the next trial, which from now on is known by this handle."""
+        state = self.draws.next()
+        self._call(handle, state)
+        return dict(state.values)
+
+    def draw_all(self) -> list[dict[str, Any]]:
+        """The values of all trials that are left; :meth:`added` tells their handles in this order."""
+        self._population = [self.draws.next() for _ in range(self.draws.left)]
+        return [dict(one.values) for one in self._population]
+
+    def added(self, handle: str) -> None:
+        """Ray Tune has made the next trial of a population."""
+        self._call(handle, self._population.pop(0))
+
+    def _call(self, handle: str, state: TrialState) -> None:
+        self.draws.call(handle, state)
+        ray.get(self._kit.mailbox.call.remote(handle, state.trial))
+
+    def reported(self, handle: str, result: Mapping[str, Any]) -> None:
+        """A trial has ended, and this is the last that it reported."""
+        self.draws.ended(handle, result)
+
+    def ended(self, handle: str, failure: str | None) -> None:
+        """Ray Tune has done with this trial."""
+        self._ends.put(_Ended(self.draws.name(handle), failure))
 
     def check(self) -> None:
         """Raise, in Ray Tune's thread, what must end the sweep."""
@@ -90,33 +118,32 @@ class SweepRecorder:
                 f"trial {last.number}: {last.failure}"
             )
 
-    def settle(self, trials: Sequence[Any], *, errors: bool = True) -> None:
-        """Write what nobody has told of Ray Tune's trials that have ended, as under a driver that was killed.
+    def settle(self) -> None:
+        """Write down what nobody has told of trials that came to their end, as under a driver that was killed."""
+        for state in self.in_order:
+            if not state.unfinished:
+                continue
+            if (pointer := standing(self._kit.place(state.trial))) is not None:
+                state.values = pointer.values
+            results = self._results(state.trial, state.values)
+            if results and (results[-1][1].failure is not None or self._is_last(state, *results[-1])):
+                self._tell(state.trial, results)
 
-        What Ray Tune does not know was drawn when that driver died, and is drawn anew; what it has done stays.
-        Without ``errors`` those that it gave up have not ended: they are about to be tried again.
-        """
-        for unknown in self.trials.keys() - {one.trial_id for one in trials}:
-            if self._results(unknown, self.trials[unknown].values):
-                self._settle(unknown, self.trials[unknown].values, None)
-            else:
-                del self.trials[unknown]
-                self._stored.forget(unknown)
-        for one in trials:
-            if one.status == one.TERMINATED or (errors and one.status == one.ERROR):
-                self._settle(one.trial_id, one.config, _DIED if one.status == one.ERROR else None)
+    def _is_last(self, state: TrialState, rung: int, result: RungResult) -> bool:
+        """Whether it is how the trial's last training ended: a population's tells of itself at every interval."""
+        epochs = self._plan.experiment(state.values).training.epochs
+        population = self._plan.sweep.scheduler == "pbt"
+        return rung == self._plan.rungs and (
+            not population or (bool(result.history) and result.history[-1].epoch >= epochs)
+        )
 
-    def _settle(self, trial: str, values: dict[str, Any], failure: str | None) -> None:
-        state = self.trials.get(trial)
-        if state is not None and state.status not in ("running", "interrupted"):
-            return
-        for rung, result in self._results(trial, values):
+    def _tell(self, trial: str, results: Sequence[tuple[int, RungResult]]) -> None:
+        for rung, result in results:
             epochs = sum(one.epochs for number, one in self._rungs(trial).items() if number < rung)
             self._take(TrialEvent(trial, rung, Began(result.values, epochs)))
             for record in result.history:
                 self._take(TrialEvent(trial, rung, EpochFinished(record, best=False, saved=True)))
             self._take(TrialEvent(trial, rung, result.ended(self._plan.sweep, last_rung=rung == self._plan.rungs)))
-        self._end(_Ended(trial, values, failure))
 
     def _results(self, trial: str, values: dict[str, Any]) -> list[tuple[int, RungResult]]:
         return list(trial_results(self._kit, trial, values))
@@ -175,20 +202,13 @@ class SweepRecorder:
                 self._given_up[told.trial] = failure
 
     def _began(self, trial: str, rung: int, values: dict[str, Any], epochs: int) -> None:
-        state = self.trials.get(trial)
-        if state is None:
-            state = self._drawn(trial, values)
+        state = self.trials[trial]
         state.values, state.status, state.failure, state.passing = values, "running", None, False
         state.rungs.setdefault(rung, RungState())
         self._offsets[trial] = epochs
         if trial not in self._runs:
             self._open_run(state)
         self._stored.keep(state)
-
-    def _drawn(self, trial: str, values: dict[str, Any]) -> TrialState:
-        number = 1 + max((one.number for one in self.trials.values()), default=-1)
-        state = self.trials[trial] = TrialState(trial, number, values)
-        return state
 
     def _open_run(self, state: TrialState) -> None:
         uri, sweep = self._tracking.uri, self._stored.mlflow_run_id
@@ -242,12 +262,11 @@ class SweepRecorder:
         self._stored.keep(state)
 
     def _end(self, end: _Ended) -> None:
-        state = self.trials.get(end.trial)
-        if state is None:  # it ended before it could say that it began
-            state = self._drawn(end.trial, end.values)
-            self._open_run(state)
-        if state.status not in ("running", "interrupted"):
+        state = self.trials[end.trial]
+        if not state.unfinished:
             return
+        if state.trial not in self._runs:  # it ended before it could say that it began
+            self._open_run(state)
         if end.failure is not None:
             state.passing = True
             self._finish(state, "failed", "FAILED", self._given_up.get(end.trial, end.failure))
@@ -272,29 +291,6 @@ class SweepRecorder:
 def _taken_up(state: TrialState) -> TrialState:
     """A trial of an earlier session as this one finds it: what may have passed is no failure yet."""
     return replace(state, status="interrupted", failure=None, passing=False) if state.passing else state
-
-
-# Ray Tune pickles its callbacks for a later driver, which has a recorder of its own under the same name.
-_LISTENING: dict[str, SweepRecorder] = {}
-
-
-class TellsRecorder(tune.Callback):
-    """Tells the recorder of the sweep of that name what Ray Tune has done, and lets it end the sweep."""
-
-    def __init__(self, sweep: str) -> None:
-        self._sweep = sweep
-
-    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:  # noqa: ARG002
-        """It returned, or was stopped."""
-        _LISTENING[self._sweep].ended(trial, None)
-
-    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:  # noqa: ARG002
-        """Its process died, and once too often."""
-        _LISTENING[self._sweep].ended(trial, _DIED)
-
-    def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:  # noqa: ARG002
-        """A good moment to end."""
-        _LISTENING[self._sweep].check()
 
 
 def _step(progress: Progress) -> str:

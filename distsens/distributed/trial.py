@@ -21,7 +21,7 @@ from distsens.distributed.monitor import EpochFinished, Event, Started, Stopped
 from distsens.distributed.retries import passes
 from distsens.distributed.shelf import SharedData
 from distsens.distributed.sweep_events import Began, GaveUp, RungEnded, TrialEvent
-from distsens.distributed.sweep_record import RESULT_FILE, SWEEP_FILE
+from distsens.distributed.sweep_record import POINTER_FILE, RESULT_FILE, SWEEP_FILE, Pointer, RungDocument
 from distsens.distributed.training import follow, ray_notes, start_training
 from distsens.distributed.worker import Job, Seat, run_worker
 from distsens.errors import InputError
@@ -34,13 +34,12 @@ from distsens.storage import (
     RunRecord,
     open_place,
     place_name,
-    read_json,
     write_json,
     write_run,
 )
+from distsens.strict_json import load_as
 from distsens.training import EpochRecord, Progress, best_epoch, stored_history
 
-_POINTER = "pointer.json"
 _FORMAT = 1
 
 
@@ -84,11 +83,11 @@ class RungResult:
     def load(place: Place) -> RungResult | None:
         """What :meth:`save` wrote, or None."""
         try:
-            document = read_json(place, RESULT_FILE)
+            document = load_as(RungDocument, place.get(RESULT_FILE))
         except FileNotFoundError:
             return None
-        history = tuple(EpochRecord(one["epoch"], one["metrics"], alarm=one["alarm"]) for one in document["history"])
-        return RungResult(document["values"], history, document["failure"])
+        history = tuple(EpochRecord(one.epoch, one.metrics, alarm=one.alarm) for one in document.history)
+        return RungResult(document.values, history, document.failure)
 
 
 @dataclass(frozen=True)
@@ -115,7 +114,8 @@ class TrialKit:
 
 def train_trial(values: dict[str, Any], kit: TrialKit) -> None:
     """The trainable that Ray Tune runs: a trial with these values by dotted field."""
-    trial = _Trial(tune.get_context().get_trial_id(), values, kit)
+    name: str = ray.get(kit.mailbox.name.remote(tune.get_context().get_trial_id()))
+    trial = _Trial(name, values, kit)
     train = _train_in_intervals if kit.plan.sweep.scheduler == "pbt" else _train_in_rungs
     try:
         train(trial)
@@ -128,15 +128,12 @@ def train_trial(values: dict[str, Any], kit: TrialKit) -> None:
 
 def _train_in_rungs(trial: _Trial) -> None:
     """A whole training at each rung; Ray Tune hears of each at its end, and may then end the trial."""
-    plan, scores = trial.kit.plan, []
-    epochs = 0
+    plan, epochs = trial.kit.plan, 0
     for rung in range(1, plan.rungs + 1):
         experiment = partial(plan.experiment, trial.values, rung)
         result = trial.train(rung, experiment, last_training(trial.place, plan, trial.values, rung), epochs)
         told = trial.verdict(rung, result, last_rung=rung == plan.rungs)
-        scores.append(told["score"])
-        # A scheduler that is made anew for a resumed sweep learns from the scores what it knew.
-        tune.report({**told, "budget": plan.budget(rung), "scores": list(scores)})
+        tune.report(told)
         if result.failure is not None:
             return
         epochs += len(result.history) - 1
@@ -151,11 +148,11 @@ def _train_in_intervals(trial: _Trial) -> None:
         update={"checkpoint": CheckpointPolicy(every=plan.sweep.interval, keep=experiment.training.epochs)}
     )
     place = last_training(trial.place, plan, trial.values, 1)
-    pointer = _read_pointer(trial.kit)
     done = 0
-    if pointer is not None:
-        done = pointer["epoch"]
-        _take_over(pointer, place, experiment)
+    if (pointer := _sent_on_from() or standing(trial.place)) is not None:
+        done, theirs = pointer.epoch, trial.kit.now(pointer.url)
+        _stand(trial, theirs, done)
+        _take_over(theirs, done, place, experiment)
     last = experiment.training.epochs
     while done < last:
         done = min(done + plan.sweep.interval, last)
@@ -165,40 +162,55 @@ def _train_in_intervals(trial: _Trial) -> None:
             tune.report(told)
             return
         # One that ended early stays at its last epoch.
-        with _pointer(place, result.history[-1].epoch) as checkpoint:
+        pointer = _stand(trial, place, result.history[-1].epoch)
+        with _checkpoint(pointer) as checkpoint:
             tune.report(told, checkpoint=checkpoint)
 
 
-def _take_over(pointer: Mapping[str, Any], place: Place, experiment: Experiment) -> None:
-    """Put the state that the pointer names, of another training, where this one looks for its own.
+def _take_over(source: Place, epoch: int, place: Place, experiment: Experiment) -> None:
+    """Put the state of this epoch, of another training, where this one looks for its own.
 
     With it goes the best epoch before it, which a rollback takes up.
     """
-    if pointer["url"] == place.url:
+    if source.url == place.url:
         return
-    theirs, mine = Checkpoints(open_place(pointer["url"])), Checkpoints(place)
-    newest = theirs.load(pointer["epoch"]).files
+    theirs, mine = Checkpoints(source), Checkpoints(place)
+    newest = theirs.load(epoch).files
     best = best_epoch(stored_history(newest))
-    if best is not None and best.epoch != pointer["epoch"]:
+    if best is not None and best.epoch != epoch:
         mine.save(best.epoch, theirs.load(best.epoch).files, experiment=experiment.digest(), metrics={})
-    mine.save(pointer["epoch"], newest, experiment=experiment.digest(), metrics={})
+    mine.save(epoch, newest, experiment=experiment.digest(), metrics={})
 
 
-def _read_pointer(kit: TrialKit) -> dict[str, Any] | None:
-    """What a trial was sent on from."""
+def standing(place: Place) -> Pointer | None:
+    """From where a trial of a population would go on that keeps what it does at this place; None from the beginning."""
+    try:
+        return load_as(Pointer, place.get(POINTER_FILE))
+    except FileNotFoundError:
+        return None
+
+
+def _stand(trial: _Trial, source: Place, epoch: int) -> Pointer:
+    """Write down from where the trial would go on, for a resumed sweep."""
+    pointer = Pointer(values=dict(trial.values), url=source.url, epoch=epoch)
+    write_json(trial.place, POINTER_FILE, pointer.model_dump())
+    return pointer
+
+
+def _sent_on_from() -> Pointer | None:
+    """The state, perhaps of another trial, that Ray Tune has a trial go on from in this session."""
     checkpoint = tune.get_checkpoint()
     if checkpoint is None:
         return None
     with checkpoint.as_directory() as folder:
-        found: dict[str, Any] = read_json(open_place(folder), _POINTER)
-    return {**found, "url": kit.now(found["url"]).url}
+        return standing(open_place(folder))
 
 
 @contextmanager
-def _pointer(place: Place, epoch: int) -> Iterator[tune.Checkpoint]:
+def _checkpoint(pointer: Pointer) -> Iterator[tune.Checkpoint]:
     """Ray Tune's checkpoint of a trial: the address of ours, which is complete or absent and verified."""
     with tempfile.TemporaryDirectory() as folder:
-        write_json(open_place(folder), _POINTER, {"url": place.url, "epoch": epoch})
+        write_json(open_place(folder), POINTER_FILE, pointer.model_dump())
         yield tune.Checkpoint.from_directory(folder)
 
 
@@ -238,6 +250,7 @@ class _Trial:
         ended = result.ended(self.kit.plan.sweep, last_rung=last_rung)
         self._post(rung, ended)
         return {
+            "trial": self.name,
             "rung": rung,
             "clean_accuracy": ended.clean,
             "robust_accuracy": ended.robust,

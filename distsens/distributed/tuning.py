@@ -1,81 +1,55 @@
-"""A sweep in Ray Tune's terms: its space, who draws, who ends trials early, and what a trial needs of the cluster."""
+"""A sweep in Ray Tune's terms: who ends trials early, and what a trial needs of the cluster."""
 
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import ray
 from ray import tune
-from ray.tune.schedulers import FIFOScheduler, PopulationBasedTraining, TrialScheduler
+from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import BasicVariantGenerator, ConcurrencyLimiter
-from ray.tune.search.optuna import OptunaSearch
 
-from distsens.distributed.ray_internals import KnownRungs
+from distsens.distributed.sweep_hooks import Drawing, Population
 from distsens.experiment import Workers
-from distsens.search import Choice, Distribution, Grid, Integers, LogUniform, SweepPlan, Uniform
+from distsens.search import Choice, Distribution, Grid, Integers, LogUniform, SweepPlan, Uniform, goes_on
 
 _SCORE = "score"
-_ACCURACIES = ["robust_accuracy", "clean_accuracy"]
 _DRIVER_SHARE = 0.001
 
 
-def param_space(plan: SweepPlan) -> dict[str, Any]:
-    """The space as Ray Tune draws from it."""
-    return {field: _domain(one) for field, one in plan.space.items()}
+def searcher(
+    name: str, at_a_time: int, population: Sequence[Mapping[str, Any]] | None
+) -> ConcurrencyLimiter | BasicVariantGenerator:
+    """Who hands out the trials of the sweep of that name, so many at a time.
 
-
-def _domain(one: Distribution) -> Any:
-    match one:
-        case Uniform(low, high):
-            return tune.uniform(low, high)
-        case LogUniform(low, high):
-            return tune.loguniform(low, high)
-        case Integers(low, high):
-            return tune.randint(low, high + 1)
-        case Choice(values):
-            return tune.choice(list(values))
-        case Grid(values):
-            return tune.grid_search(list(values))
-
-
-def searcher(plan: SweepPlan, at_a_time: int) -> ConcurrencyLimiter | BasicVariantGenerator:
-    """Who draws the trials' values, of so many at a time; the experiment's seed decides the draws.
-
-    A population is made whole, and takes turns.
+    Parameters
+    ----------
+    population : values of all trials at once, for PBT: it takes no other, and they take turns.
     """
-    if plan.sweep.searcher != "tpe":
-        # Ray Tune's own max_concurrent_trials says nothing to this one.
-        at_once = 0 if plan.sweep.scheduler == "pbt" else at_a_time
-        return BasicVariantGenerator(max_concurrent=at_once, random_state=plan.base.seed)
-    several = plan.sweep.goal == "front"
-    sampler = OptunaSearch(
-        metric=_ACCURACIES if several else _SCORE,
-        mode=["max"] * len(_ACCURACIES) if several else "max",
-        seed=plan.base.seed,
-    )
-    return ConcurrencyLimiter(sampler, max_concurrent=at_a_time)
+    if population is not None:
+        return BasicVariantGenerator(points_to_evaluate=[dict(values) for values in population])
+    return ConcurrencyLimiter(Drawing(name), max_concurrent=at_a_time)
 
 
-def scheduler(plan: SweepPlan) -> TrialScheduler:
-    """Who ends trials early, or sends them on from others."""
+def scheduler(plan: SweepPlan, name: str, scores: Sequence[Mapping[str, float]]) -> TrialScheduler:
+    """Who ends trials early, or sends them on from others, in the sweep of that name.
+
+    Parameters
+    ----------
+    scores : as :class:`Halving` takes them.
+    """
     sweep = plan.sweep
     if sweep.scheduler == "asha":
-        return Halving(
-            time_attr="budget",
-            metric=_SCORE,
-            mode="max",
-            grace_period=1,
-            max_t=plan.budget(plan.rungs),
-            reduction_factor=sweep.reduction,
-        )
+        return Halving(sweep.reduction, scores)
     if sweep.scheduler == "pbt":
         # Ray's implementation draws from the global generators.
         random.seed(plan.base.seed)
         np.random.seed(plan.base.seed)
-        return PopulationBasedTraining(
+        return Population(
+            name,
             time_attr="epoch",
             metric=_SCORE,
             mode="max",
@@ -89,7 +63,15 @@ def scheduler(plan: SweepPlan) -> TrialScheduler:
 
 def _mutation(one: Distribution) -> Any:
     """A choice as a list, which is what PBT steps along; any other as a domain."""
-    return list(one.values) if isinstance(one, Choice) else _domain(one)
+    match one:
+        case Uniform(low, high):
+            return tune.uniform(low, high)
+        case LogUniform(low, high):
+            return tune.loguniform(low, high)
+        case Integers(low, high):
+            return tune.randint(low, high + 1)
+        case Choice(values) | Grid(values):
+            return list(values)
 
 
 class Within:
@@ -107,17 +89,27 @@ class Within:
         return values
 
 
-class Halving(KnownRungs):
-    """ASHA (Li et al., MLSys 2020) that knows, in a resumed sweep, the scores of trials that ended before.
+class Halving(FIFOScheduler):
+    """ASHA, see :func:`goes_on`, that knows the scores of trials of earlier sessions.
 
-    Ray Tune does not keep its schedulers' state; each result carries the scores of all rungs of its trial.
+    Parameters
+    ----------
+    scores : by rung, of the trials that have done it and of which it is settled whether they go on, by name.
     """
 
-    def on_trial_add(self, tune_controller: Any, trial: Any) -> None:
-        """Take the scores of the rungs that the trial has done."""
-        super().on_trial_add(tune_controller, trial)
-        for rung, score in enumerate((trial.last_result or {}).get("scores", ())):
-            self.score(trial, rung, score)
+    def __init__(self, reduction: int, scores: Sequence[Mapping[str, float]]) -> None:
+        super().__init__()
+        self._reduction, self._scores = reduction, [dict(one) for one in scores]
+
+    def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:  # noqa: ARG002
+        """Whether a trial that has done a rung goes on; it may tell of the same rung again after a restart."""
+        name, rung, score = result["trial"], result["rung"], result[_SCORE]
+        others = self._scores[rung - 1]
+        if name in others or rung == len(self._scores):
+            return TrialScheduler.CONTINUE
+        stays = goes_on(score, others.values(), self._reduction)
+        others[name] = score
+        return TrialScheduler.CONTINUE if stays else TrialScheduler.STOP
 
 
 def resources(workers: Workers) -> tune.PlacementGroupFactory:

@@ -134,10 +134,6 @@ class SweepPlan:
             **{f"sweep.{field}": value for field, value in self.sweep.flat().items()},
         }
 
-    def budget(self, rung: int) -> int:
-        """What ASHA counts: one for the first rung, ``reduction`` times as much for each that follows."""
-        return int(self.sweep.reduction ** (rung - 1))
-
     def _check(self) -> None:
         sweep = self.sweep
         if self.total > _MOST_TRIALS:

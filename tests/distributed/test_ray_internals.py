@@ -13,7 +13,6 @@ import ray
 from packaging.requirements import Requirement
 from packaging.version import Version
 from ray.train import FailureConfig, RunConfig, ScalingConfig
-from ray.tune.schedulers import AsyncHyperBandScheduler
 
 from distsens.distributed import ray_internals
 
@@ -92,13 +91,6 @@ def test_a_trainers_failures_are_decided_on_by_its_policy(monkeypatch: pytest.Mo
     trainer._initialize_and_run_controller(failure_policy=None)
     assert isinstance(given["failure_policy"], Policy)
     assert given["failure_policy"].failure_config.max_failures == 3
-
-
-def test_asha_keeps_its_rungs_where_it_is_told_of_scores() -> None:
-    assert issubclass(ray_internals.KnownRungs, AsyncHyperBandScheduler)
-    scheduler = ray_internals.KnownRungs(metric="score", mode="max", time_attr="budget", reduction_factor=2, max_t=4)
-    assert hasattr(scheduler, "_trial_info")
-    assert scheduler._reduction_factor == 2
 
 
 @pytest.mark.ray

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from io import StringIO
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,13 +13,14 @@ import pytest
 from mlflow import MlflowClient
 from rich.console import Console
 
-from distsens.distributed.sweep_events import GaveUp, TrialEvent
+from distsens.distributed.sweep_events import Began, GaveUp, RungEnded, TrialEvent
+from distsens.distributed.sweep_hooks import DIED
 from distsens.distributed.sweep_record import StoredSweep, find_sweep
 from distsens.distributed.sweep_recording import SweepRecorder, TooManyFailedError
 from distsens.distributed.trial import RungResult, TrialKit, last_training
 from distsens.errors import InputError
-from distsens.report.sweep import SweepView
-from distsens.search import SweepPlan
+from distsens.report.sweep import SweepView, TrialState
+from distsens.search import FAILED, SweepPlan
 from distsens.storage import open_place
 from distsens.tracking import TrackedRun
 from distsens.training import EpochRecord
@@ -29,17 +30,6 @@ RECIPE: dict[str, Any] = {
     "search": {"stabilize.weight": {"uniform": [0, 1]}},
     "sweep": {"max_failed": 1},
 }
-
-
-@dataclass
-class TuneTrial:
-    """What is looked at of Ray Tune's trials."""
-
-    trial_id: str
-    status: str
-    config: dict[str, Any] = field(default_factory=lambda: {"stabilize.weight": 0.5})
-    TERMINATED: str = "TERMINATED"
-    ERROR: str = "ERROR"
 
 
 @dataclass
@@ -56,10 +46,10 @@ class Sweep:
         view = SweepView(Console(file=StringIO()), 2, self.plan.rungs)
         return SweepRecorder(self.stored, self.plan, self.kit, view, self.tracking)
 
-    def leave_result(self, trial: str, values: dict[str, Any]) -> None:
-        """What a trial writes when it has come to its end."""
+    def leave_result(self, trial: str, values: dict[str, Any], epochs: int) -> None:
+        """What a trial writes after so many epochs."""
         accuracies = {"validation/clean_accuracy": 0.9, "validation/robust_accuracy": 0.6, "validation/selection": 0.6}
-        history = tuple(EpochRecord(epoch, accuracies) for epoch in range(3))
+        history = tuple(EpochRecord(epoch, accuracies) for epoch in range(epochs + 1))
         RungResult(values, history, None).save(last_training(self.kit.place(trial), self.plan, values, 1))
 
     def statuses(self) -> dict[str, str]:
@@ -84,114 +74,150 @@ def make_sweep(tmp_path: Path) -> Callable[..., Sweep]:
     return make
 
 
+VALUES = {"stabilize.weight": 0.5}
+
+
+def drawn(sweep: Sweep, *numbers: int, **state: Any) -> None:
+    """Write down that trials were drawn by a driver that was killed."""
+    for number in numbers:
+        sweep.stored.keep(TrialState(f"{number:05d}", number, dict(VALUES), **state))
+
+
+def end(recorder: SweepRecorder, handle: str) -> None:
+    """Ray Tune has given up the trial."""
+    recorder.ended(handle, DIED)
+    for one in recorder._taken_ends():
+        recorder._end(one)
+
+
 @pytest.mark.parametrize("scheduler", ["none", "pbt"])
 def test_a_trial_that_ended_under_a_driver_that_was_killed_is_finished(
     make_sweep: Callable[..., Sweep], scheduler: str
 ) -> None:
     sweep = make_sweep(scheduler=scheduler)
-    one = TuneTrial("t0", "TERMINATED")
-    sweep.leave_result(one.trial_id, one.config)
+    drawn(sweep, 0, 1)
+    sweep.leave_result("00000", VALUES, epochs=6)
     recorder = sweep.recorder()
-    recorder.settle([one, TuneTrial("t1", "PENDING")])
-    (state,) = recorder.in_order
-    assert (state.status, state.rungs[1].epochs, state.rungs[1].robust) == ("finished", 2, 0.6)
-    assert sweep.statuses() == {"t0": "FINISHED"}
-    assert sweep.recorder().in_order == [state], "it is not in storage"
+    recorder.settle()
+    state, other = recorder.in_order
+    assert (state.status, state.rungs[1].epochs, state.rungs[1].robust) == ("finished", 6, 0.6)
+    assert other.unfinished
+    assert sweep.statuses() == {"00000": "FINISHED"}
+    assert sweep.recorder().in_order == [state, other], "it is not in storage"
 
 
-def test_a_trial_whose_process_died_before_it_began_is_recorded_as_failed(make_sweep: Callable[..., Sweep]) -> None:
+def test_one_of_a_population_that_was_between_intervals_is_not_finished(make_sweep: Callable[..., Sweep]) -> None:
+    sweep = make_sweep(scheduler="pbt")
+    drawn(sweep, 0)
+    sweep.leave_result("00000", VALUES, epochs=3)
+    recorder = sweep.recorder()
+    recorder.settle()
+    assert [one.unfinished for one in recorder.in_order] == [True]
+
+
+def test_what_a_trial_failed_of_itself_is_not_tried_again(make_sweep: Callable[..., Sweep]) -> None:
     sweep = make_sweep()
+    drawn(sweep, 0, 1)
     recorder = sweep.recorder()
-    recorder.settle([TuneTrial("t0", "ERROR")])
-    (state,) = recorder.in_order
-    assert (state.status, state.failure, state.values) == ("failed", "its process died", {"stabilize.weight": 0.5})
-    assert sweep.statuses() == {"t0": "FAILED"}
-    recorder.check()
-    recorder.settle([TuneTrial("t0", "ERROR"), TuneTrial("t1", "ERROR")])
-    with pytest.raises(TooManyFailedError, match=r"^2 trials failed, more than sweep.max_failed \(1\)"):
+    for trial in ("00000", "00001"):
+        recorder._take(TrialEvent(trial, 1, Began(VALUES, 0)))
+        recorder._take(TrialEvent(trial, 1, RungEnded(0.0, 0.0, FAILED, "it collapsed", last=True)))
+    assert sweep.statuses() == {"00000": "FAILED", "00001": "FAILED"}
+    with pytest.raises(TooManyFailedError, match=r"^2 trials failed, more than sweep.max_failed \(1\); trial 1: it"):
         recorder.check()
-    assert [one.number for one in recorder.in_order] == [0, 1]
+    again = sweep.recorder()
+    again.settle()
+    assert again.draws.left == 14
+    assert again.draws.next().number == 2
 
 
 def test_a_resumed_sweep_tries_again_what_may_have_passed_and_counts_it_as_no_failure(
     make_sweep: Callable[..., Sweep],
 ) -> None:
     sweep = make_sweep(max_failed=0)
+    drawn(sweep, 0)
     before = sweep.recorder()
-    before._take(TrialEvent("t0", 0, GaveUp("the storage answers 503")))
-    before.settle([TuneTrial("t0", "ERROR")])
+    before.draws.call("handle", before.draws.next())
+    before._take(TrialEvent("00000", 0, GaveUp("the storage answers 503")))
+    end(before, "handle")
     (state,) = before.in_order
     assert (state.status, state.failure, state.passing) == ("failed", "the storage answers 503", True)
     with pytest.raises(TooManyFailedError, match=r"trial 0: the storage answers 503$"):
         before.check()
     after = sweep.recorder()
-    after.settle([TuneTrial("t0", "ERROR")], errors=False)
+    after.settle()
     (state,) = after.in_order
     assert (state.status, state.failure, state.passing) == ("interrupted", None, False)
     after.check()
+    assert after.draws.left == sweep.plan.total
+    assert after.draws.next().number == 0
 
 
-def test_a_trial_that_ray_tune_has_forgotten_is_none(make_sweep: Callable[..., Sweep]) -> None:
+def test_a_trial_whose_process_died_before_it_began_is_recorded_as_failed(make_sweep: Callable[..., Sweep]) -> None:
     sweep = make_sweep()
+    drawn(sweep, 0)
     recorder = sweep.recorder()
-    recorder.settle([TuneTrial("t0", "ERROR"), TuneTrial("t1", "ERROR")])
-    again = sweep.recorder()
-    again.settle([TuneTrial("t1", "ERROR")])
-    assert [(one.trial, one.number) for one in again.in_order] == [("t1", 1)]
-    assert [one.trial for one in sweep.recorder().in_order] == ["t1"]
+    recorder.draws.call("handle", recorder.draws.next())
+    end(recorder, "handle")
+    (state,) = recorder.in_order
+    assert (state.status, state.failure, state.passing) == ("failed", "its process died", True)
+    assert sweep.statuses() == {"00000": "FAILED"}
 
 
 def test_a_run_that_a_killed_driver_created_and_did_not_write_down_is_taken_up(
     make_sweep: Callable[..., Sweep],
 ) -> None:
     sweep = make_sweep()
-    sweep.recorder().settle([TuneTrial("t0", "ERROR")])
-    sweep.stored.forget("t0")
-    recorder = sweep.recorder()
-    recorder.settle([TuneTrial("t0", "ERROR"), TuneTrial("t1", "ERROR")])
-    assert sweep.statuses() == {"t0": "FAILED", "t1": "FAILED"}
+    for _ in range(2):
+        drawn(sweep, 0)
+        sweep.recorder()._take(TrialEvent("00000", 1, Began(VALUES, 0)))
+        assert sweep.statuses() == {"00000": "RUNNING"}
     client = MlflowClient(sweep.tracking.uri)
-    assert len(client.search_runs([one.experiment_id for one in client.search_experiments()])) == 3
+    assert len(client.search_runs([one.experiment_id for one in client.search_experiments()])) == 2
 
 
-def test_a_trial_that_ray_tune_has_forgotten_keeps_what_it_has_done(make_sweep: Callable[..., Sweep]) -> None:
+def test_a_trial_whose_own_file_is_lost_is_known_by_what_its_rungs_have_left(make_sweep: Callable[..., Sweep]) -> None:
     sweep = make_sweep()
-    sweep.recorder().settle([TuneTrial("t0", "ERROR"), TuneTrial("t1", "ERROR")])
-    for trial in ("t0", "t1"):
-        state = sweep.stored.trials()[trial]
-        state.status = "running"
-        sweep.stored.keep(state)
-    sweep.leave_result("t1", {"stabilize.weight": 0.5})
+    sweep.stored.save()
+    drawn(sweep, 0)
+    for trial in ("00002", "of_another_version"):
+        sweep.leave_result(trial, VALUES, epochs=6)
+    before = sweep.stored.place.keys("")
+    found = find_sweep("sweep", sweep.stored.place.url.rpartition("/")[0])
+    assert found.place.keys("") == before
     recorder = sweep.recorder()
-    recorder.settle([])
-    assert [(one.trial, one.status) for one in recorder.in_order] == [("t1", "finished")]
-    assert list(sweep.stored.trials()) == ["t1"]
-    assert sweep.stored.place.keys("trials/t1/rung-1") == ["trials/t1/rung-1/result.json"]
+    recorder.settle()
+    assert [(one.trial, one.number, one.status, one.values) for one in recorder.in_order] == [
+        ("00000", 0, "running", VALUES),
+        ("00002", 2, "finished", VALUES),
+        ("of_another_version", 3, "finished", VALUES),
+    ]
+    handed = [recorder.draws.next() for _ in range(recorder.draws.left)]
+    assert [one.number for one in handed] == [0, 1, *range(4, 16)]
 
 
 @pytest.mark.parametrize(
-    ("states", "says"),
+    ("key", "content"),
     [
-        ({}, r"Ray Tune's state of it, tune/experiment_state-\*.json, is gone; its trials stay as they are"),
-        (
-            {"experiment_state-1.json": b'{"trial_data": []}', "experiment_state-2.json": b'{"trial_data": [["'},
-            r"Ray Tune's state of it, tune/experiment_state-2.json, is damaged \(Unterminated string",
-        ),
-        ({"experiment_state-1.json": b"\xff"}, r"tune/experiment_state-1.json, is damaged \('utf-8' codec"),
+        ("trials/00000/trial.json", b'{"trial": "00000", "num'),
+        ("trials/00000/trial.json", b"\xff"),
+        ("trials/00000/trial.json", b"[]"),
+        ("trials/00000/trial.json", b'{"trial": "00000", "number": "many", "values": {}}'),
+        ("trials/00001/rung-1/result.json", b'{"values": 3}'),
+        ("trials/00001/rung-1/result.json", b'{"history": []}'),
+        ("trials/00000/pointer.json", b'{"url": 3}'),
     ],
 )
-def test_a_sweep_whose_tune_state_cannot_be_read_is_refused_once_a_trial_has_done_anything(
-    make_sweep: Callable[..., Sweep], states: dict[str, bytes], says: str
+def test_a_sweep_of_which_a_file_is_damaged_is_refused_in_one_line_and_loses_nothing(
+    make_sweep: Callable[..., Sweep], key: str, content: bytes
 ) -> None:
     sweep = make_sweep()
-    place = sweep.stored.place
     sweep.stored.save()
-    for name, content in states.items():
-        place.put(f"tune/{name}", content)
-    storage = place.url.rpartition("/")[0]
-    assert find_sweep("sweep", storage).mlflow_run_id == sweep.stored.mlflow_run_id, "it begins anew"
-    sweep.leave_result("t0", {"stabilize.weight": 0.5})
-    before = place.keys("")
-    with pytest.raises(InputError, match=rf"^resume: got 'sweep'; .*{says}"):
-        find_sweep("sweep", storage)
-    assert place.keys("") == before
+    drawn(sweep, 0)
+    place = sweep.stored.place
+    place.put(key, content)
+    before = {name: place.get(name) for name in place.keys("")}
+    with pytest.raises(InputError, match=rf"^resume: got 'sweep'; its {key} is damaged \(.*its trials stay") as raised:
+        find_sweep("sweep", place.url.rpartition("/")[0])
+    assert "\n" not in str(raised.value)
+    assert {name: place.get(name) for name in place.keys("")} == before

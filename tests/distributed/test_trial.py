@@ -66,7 +66,7 @@ def test_a_trial_goes_on_from_anothers_newest_epoch_and_takes_its_best_along(tmp
             model.weight.fill_(one.epoch)
         if one.epoch:
             Checkpoints(theirs).save(one.epoch, state.to_files(), experiment="theirs", metrics={})
-    _take_over({"url": theirs.url, "epoch": 2}, mine, experiment)
+    _take_over(theirs, 2, mine, experiment)
     newest = Checkpoints(mine).newest().checkpoint
     assert newest is not None
     assert newest.manifest.experiment == experiment.digest()

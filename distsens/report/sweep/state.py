@@ -34,7 +34,7 @@ class RungState:
 class TrialState:
     """A trial.
 
-    trial : Ray Tune's id. number : from 0 on, in the order in which they were drawn. values : by searched field.
+    trial : its name. number : from 0 on, in the order in which they were drawn. values : by searched field.
     status : ``stopped`` is ended by the scheduler, ``finished`` at the last rung.
     passing : that it failed may be of a place or a moment, so that a resumed sweep tries it again.
     rungs : by number from 1 on.
@@ -49,6 +49,11 @@ class TrialState:
     rungs: dict[int, RungState] = field(default_factory=dict)
     autoattack: float | None = None
     passing: bool = False
+
+    @property
+    def unfinished(self) -> bool:
+        """Whether it is to be run, or to go on."""
+        return self.status in ("running", "interrupted")
 
     @property
     def rung(self) -> int:
