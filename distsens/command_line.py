@@ -7,15 +7,17 @@ import os
 import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import fields, make_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TypeVar
 
 import yaml
 
-from distsens.errors import InputError, UnavailableError
+from distsens.errors import InputError, Interruption, UnavailableError
 from distsens.experiment import branch, merge
 from distsens.strict_yaml import RefusedYamlError, load_yaml
+from distsens.unread import unread
 from distsens.words import fault_of_path
 
 if TYPE_CHECKING:
@@ -173,8 +175,22 @@ def show_help(description: str, *parts: object) -> NoReturn:
     raise AssertionError("the help page exits")
 
 
-def run_job(job: Callable[[Sequence[str]], int]) -> None:
-    """Run a job's main function on the command line and exit: wrong input is one line and exit code 2."""
+def run_job(job: Callable[[Sequence[str]], int]) -> NoReturn:
+    """Run a job's main function on the command line and exit: wrong input is one line and exit code 2.
+
+    Nobody need read what it says: its work goes on when the reader has gone, as with ``| head``, or the terminal.
+    """
+    output, errors = unread(sys.stdout), unread(sys.stderr)
+    with redirect_stdout(output), redirect_stderr(errors):
+        try:
+            code = _run(job)
+        finally:
+            output.flush()
+            errors.flush()
+    sys.exit(code)
+
+
+def _run(job: Callable[[Sequence[str]], int]) -> int:
     try:
         code = job(sys.argv[1:])
     except InputError as error:
@@ -183,7 +199,7 @@ def run_job(job: Callable[[Sequence[str]], int]) -> None:
     except UnavailableError as error:
         print(f"failed: {error}", file=sys.stderr)  # noqa: T201
         code = _FAILED
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as error:
         print("interrupted before the run began", file=sys.stderr)  # noqa: T201
-        code = _INTERRUPTED
-    sys.exit(code)
+        code = error.exit_code if isinstance(error, Interruption) else _INTERRUPTED
+    return code

@@ -33,6 +33,14 @@ class UnreachableError(InputError):
     """What is right, as far as anybody knows, and out of reach at the moment: another one may do."""
 
 
+class Interruption(KeyboardInterrupt):
+    """A signal has ended a job; its exit code is the one that a shell has for that signal."""
+
+    def __init__(self, exit_code: int) -> None:
+        super().__init__(exit_code)
+        self.exit_code = exit_code
+
+
 class UnavailableError(RuntimeError):
     """What a job cannot begin without is not to be had, though its input is right: one line and exit code 1."""
 

@@ -26,8 +26,8 @@ from distsens.data import representatives
 from distsens.distributed.analysis_preflight import CheckedAnalysis
 from distsens.distributed.analysts import AnalystAssignment, Analysts, Shard
 from distsens.distributed.cluster import check_capacity_of_cluster, connected
-from distsens.distributed.endings import MLFLOW_STATUS, Status, explain, finish
-from distsens.distributed.examination_driver import ended_whatever_happens, name_after
+from distsens.distributed.endings import MLFLOW_STATUS, Status, ended_whatever_happens, explain, finish, in_one_line
+from distsens.distributed.examination_driver import name_after
 from distsens.distributed.examiners import share_split
 from distsens.distributed.provenance import provenance_tags
 from distsens.distributed.shards import share_out_batches
@@ -58,14 +58,14 @@ def run_analysis(checked: CheckedAnalysis, view: AnalysisView) -> tuple[Analysis
     findings: Findings | None = None
     report: Report | None = None
     with ExitStack() as stack:
-        stack.enter_context(signals_interrupt())
-        stack.enter_context(connected(view.say))
+        stack.enter_context(in_one_line(view.say))
         caught = stack.enter_context(signals_interrupt())
+        stack.enter_context(connected(view.say))
         check_capacity_of_cluster(analysis.workers)
         name = name_after("analyze", checked.names[0])
         place = checked.storage.child(name)
         tracked = _track(checked, name)
-        stack.enter_context(ended_whatever_happens(tracked))
+        stack.enter_context(ended_whatever_happens(tracked, view.say))
         view.say(f"analysis {name}")
         view.say(f"storage {place.url}")
         view.say(f"tracking {without_password(tracked.uri)} run {tracked.run_id}")

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from contextlib import closing
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from typing import Literal
 
 from distsens import assembly
 from distsens.distributed.cluster import check_capacity_of_cluster, connected
-from distsens.distributed.endings import explain, finish
+from distsens.distributed.endings import ended_whatever_happens, explain, finish, in_one_line
 from distsens.distributed.preflight import Checked
 from distsens.distributed.provenance import provenance_tags
 from distsens.distributed.recording import Followed, Recorder, log_figure, log_result, summarize
@@ -37,8 +37,11 @@ def run_training(
 
     Whatever happens, the MLflow run ends FINISHED, FAILED or KILLED, and the run can be resumed by its name.
     """
-    # Ray's own handlers, set when it connects, would end the driver before it has ended the run.
-    with signals_interrupt(), ray_notes() as notes, connected(view.say), signals_interrupt() as caught:
+    with ExitStack() as stack:
+        stack.enter_context(in_one_line(view.say))
+        caught = stack.enter_context(signals_interrupt())
+        notes = stack.enter_context(ray_notes())
+        stack.enter_context(connected(view.say))
         check_capacity_of_cluster(experiment.workers, experiment.data.decoding_cpus)
         return train_on_cluster(experiment, checked, view, notes, caught, resumed)
 
@@ -65,11 +68,13 @@ def train_on_cluster(
     began = time.monotonic()
     experiment = pin_places(assembly.pin_files(experiment), checked.storage, checked.tracking_uri)
     followed, outcome = Followed(), _Outcome()
-    stored, tracked = _open_run(experiment, checked, resumed, name or new_name(experiment), tags or {})
-    view.say(f"run {stored.name}")
-    view.say(f"storage {stored.place.url}")
-    view.say(f"tracking {without_password(tracked.uri)} run {tracked.run_id}")
+    stored, tracked = _open_run(experiment, checked, resumed, name or new_name(experiment), tags or {}, view)
     try:
+        view.say(f"run {stored.name}")
+        view.say(f"storage {stored.place.url}")
+        view.say(f"tracking {without_password(tracked.uri)} run {tracked.run_id}")
+        if resumed is None:
+            _describe(experiment, checked, tracked)
         dataset = checked.dataset
         arrays = share_data(dataset)
         classes = len(dataset.classes)
@@ -101,14 +106,21 @@ def train_on_cluster(
 
 
 def _open_run(
-    experiment: Experiment, checked: Checked, resumed: StoredRun | None, name: str, more_tags: Mapping[str, str]
+    experiment: Experiment,
+    checked: Checked,
+    resumed: StoredRun | None,
+    name: str,
+    more_tags: Mapping[str, str],
+    view: View,
 ) -> tuple[StoredRun, TrackedRun]:
+    """The run in MLflow, and in storage, from where it can be resumed."""
     tags = provenance_tags(experiment.workers, "jobs/train.py")
     if resumed is not None:
         tracked = TrackedRun.reopen(checked.tracking_uri, resumed.mlflow_run_id, artifact_root=checked.artifact_root)
-        resumed.save()  # It may have been moved.
-        for tag, value in tags.items():
-            tracked.set_tag(tag, value)
+        with ended_whatever_happens(tracked, view.say):
+            resumed.save()  # It may have been moved.
+            for tag, value in tags.items():
+                tracked.set_tag(tag, value)
         return StoredRun(resumed.name, resumed.place, experiment, resumed.mlflow_run_id), tracked
     tracked = TrackedRun.create(
         checked.tracking_uri,
@@ -119,7 +131,13 @@ def _open_run(
         artifact_root=checked.artifact_root,
     )
     stored = StoredRun(name, checked.storage.child(name), experiment, tracked.run_id)
-    stored.save()
+    with ended_whatever_happens(tracked, view.say):
+        stored.save()
+    return stored, tracked
+
+
+def _describe(experiment: Experiment, checked: Checked, tracked: TrackedRun) -> None:
+    """What is trained, and on what, for MLflow."""
     tracked.log_text("experiment.yaml", experiment.to_yaml())
     dataset = checked.dataset
     if dataset.left_out:
@@ -135,4 +153,3 @@ def _open_run(
             image_shape=dataset.shape,
             classes=len(dataset.classes),
         )
-    return stored, tracked

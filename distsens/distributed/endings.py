@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import re
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Literal
 
 import ray
 import ray.train
 
 from distsens.distributed.ray_internals import RayTrainError
-from distsens.errors import InputError, said
+from distsens.errors import InputError, UnavailableError, said
 from distsens.storage import CheckpointError
 from distsens.tracking import TakenOverError, TrackedRun, is_store_error, reason
 
@@ -37,12 +38,36 @@ def explain(error: Exception, say: Callable[[str], None]) -> str:
     """One line for what ended a driver. Of a fault of ours ``say`` hears all, for it can only be mended where it is."""
     if isinstance(error, (ray.train.TrainingFailedError, ray.exceptions.RayError)):
         return cause(error)
-    if isinstance(error, (OSError, InputError, CheckpointError, TakenOverError, EndedError)):
+    if isinstance(error, (OSError, InputError, UnavailableError, CheckpointError, TakenOverError, EndedError)):
         return str(error)
     if is_store_error(error):
         return f"MLflow: {reason(error)}"
     say("".join(traceback.format_exception(error)))
     return f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
+
+
+@contextmanager
+def in_one_line(say: Callable[[str], None]) -> Iterator[None]:
+    """What ends a driver that has no run yet, or no more, is a line and exit code 1."""
+    try:
+        yield
+    except (InputError, UnavailableError):
+        raise
+    except Exception as error:
+        raise UnavailableError(explain(error, say)) from error
+
+
+@contextmanager
+def ended_whatever_happens(tracked: TrackedRun, say: Callable[[str], None]) -> Iterator[None]:
+    """What raises in the block ends the run in MLflow, unless it has ended before."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        finish(tracked, "KILLED", "interrupted before it began", say)
+        raise
+    except Exception as error:
+        finish(tracked, "FAILED", explain(error, lambda _: None), say)
+        raise
 
 
 def finish(

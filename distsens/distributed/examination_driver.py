@@ -5,14 +5,23 @@ from __future__ import annotations
 import re
 import secrets
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from typing import Any
 
 from distsens.distributed.cluster import check_capacity_of_cluster, connected
-from distsens.distributed.endings import MLFLOW_STATUS, EndedError, Status, cause, explain, finish
+from distsens.distributed.endings import (
+    MLFLOW_STATUS,
+    EndedError,
+    Status,
+    cause,
+    ended_whatever_happens,
+    explain,
+    finish,
+    in_one_line,
+)
 from distsens.distributed.evaluations import Shards, StoredEvaluation
 from distsens.distributed.examination_preflight import CheckedExamination, pool
 from distsens.distributed.examiners import Assignment, Examiners, share_split
@@ -72,13 +81,13 @@ def run_examination(
     shards = Shards({}, {}) if resumed is None else resumed.shards(checked.labels)
     done, checks = shards.done, None if resumed is None else resumed.checks()
     with ExitStack() as stack:
-        stack.enter_context(signals_interrupt())
-        stack.enter_context(connected(view.say))
+        stack.enter_context(in_one_line(view.say))
         caught = stack.enter_context(signals_interrupt())
+        stack.enter_context(connected(view.say))
         check_capacity_of_cluster(checked.examination.workers)
         tags = provenance_tags(checked.examination.workers, "jobs/evaluate.py")
-        stored, tracked = _open(checked, resumed, tags)
-        stack.enter_context(ended_whatever_happens(tracked))
+        stored, tracked = _open(checked, resumed, tags, view.say)
+        stack.enter_context(ended_whatever_happens(tracked, view.say))
         before = sum(len(part) for part in done.values())
         view.say(f"evaluation {stored.name}")
         view.say(f"storage {stored.place.url}")
@@ -230,12 +239,13 @@ def verify_with(claim: dict[str, Any], checked: CheckedExamination, identity: Id
 
 
 def _open(
-    checked: CheckedExamination, resumed: StoredEvaluation | None, tags: dict[str, str]
+    checked: CheckedExamination, resumed: StoredEvaluation | None, tags: dict[str, str], say: Callable[[str], None]
 ) -> tuple[StoredEvaluation, TrackedRun]:
     examination, subject = checked.examination, checked.subject
     if resumed is not None:
         tracked = TrackedRun.reopen(checked.tracking_uri, resumed.mlflow_run_id, artifact_root=checked.artifact_root)
-        resumed.save()  # It may have been moved.
+        with ended_whatever_happens(tracked, say):
+            resumed.save()  # It may have been moved.
         return resumed, tracked
     places = pinned(examination.tracking.uri, checked.storage, checked.tracking_uri)
     name = name_after("evaluate", subject.name)
@@ -259,7 +269,7 @@ def _open(
         _source_sha256(checked),
         checked.data_digest,
     )
-    with ended_whatever_happens(tracked):
+    with ended_whatever_happens(tracked, say):
         stored.save()
     return stored, tracked
 
@@ -268,16 +278,6 @@ def name_after(job: str, model: str) -> str:
     """A new name for what a job finds of a model; of the model's only what a key in storage may hold, not too long."""
     words = re.sub(r"[^A-Za-z0-9._-]+", "-", model)[:_LONGEST_NAME]
     return f"{job}-{words}-{datetime.now(UTC):%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
-
-
-@contextmanager
-def ended_whatever_happens(tracked: TrackedRun) -> Iterator[None]:
-    """What raises in the block ends the run in MLflow as FAILED, unless it has ended before."""
-    try:
-        yield
-    except BaseException as error:
-        tracked.finish("FAILED", cause(error))
-        raise
 
 
 def _judge(

@@ -15,6 +15,7 @@ from urllib.parse import urlsplit
 import ray
 
 from distsens.distributed.ray_internals import found_address, is_head, loopback_stays
+from distsens.distributed.signals import signals_stay
 from distsens.errors import InputError
 
 _ADDRESS = "RAY_ADDRESS"
@@ -51,7 +52,7 @@ def join(address: str, say: Callable[[str], None]) -> None:
     warn_of_token(say)
     try:
         with loopback_stays():
-            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+            signals_stay(lambda: ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR))
     except (ConnectionError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
         # Of another Ray or Python it names both in lines of their own.
         _refuse(address, " ".join(str(error).split()))

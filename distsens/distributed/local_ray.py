@@ -12,7 +12,8 @@ from textwrap import shorten
 import psutil
 import ray
 
-from distsens.distributed.ray_internals import loopback_stays
+from distsens.distributed.ray_internals import loopback_stays, sessions_of_their_own
+from distsens.distributed.signals import signals_stay
 from distsens.errors import UnavailableError
 
 _TRIES = 2
@@ -35,13 +36,15 @@ def start_local_ray(cpus: int, say: Callable[[str], None]) -> None:
     for tries_left in reversed(range(_TRIES)):
         before = _children()
         try:
-            with loopback_stays():
-                ray.init(
-                    address="local",
-                    num_cpus=cpus,
-                    include_dashboard=False,
-                    log_to_driver=False,
-                    logging_level=logging.ERROR,
+            with loopback_stays(), sessions_of_their_own():
+                signals_stay(
+                    lambda: ray.init(
+                        address="local",
+                        num_cpus=cpus,
+                        include_dashboard=False,
+                        log_to_driver=False,
+                        logging_level=logging.ERROR,
+                    )
                 )
         except Exception as error:  # Ray raises mere Exceptions here
             ray.shutdown()
@@ -51,6 +54,7 @@ def start_local_ray(cpus: int, say: Callable[[str], None]) -> None:
                 raise UnavailableError(f"Ray does not start on this machine: {reason}") from error
             say(f"Ray did not start ({reason}); it is tried once more")
         except BaseException:
+            ray.shutdown()
             _end(_children() - before)
             raise
         else:

@@ -55,6 +55,7 @@ __all__ = [
     "largest_resources",
     "loopback_stays",
     "node_of",
+    "sessions_of_their_own",
 ]
 
 JOB_CONFIG_VARIABLE = RAY_JOB_CONFIG_JSON_ENV_VAR
@@ -62,6 +63,27 @@ JOB_CONFIG_VARIABLE = RAY_JOB_CONFIG_JSON_ENV_VAR
 
 
 _WHICH_CLUSTER = "/ray.rpc.NodeInfoGcsService/GetClusterId"
+
+
+@contextmanager
+def sessions_of_their_own() -> Iterator[None]:
+    """The processes of a Ray that is started in the block stand in sessions of their own.
+
+    In the driver's process group they would hear what it is told (systemd, Slurm and Kubernetes tell the whole group,
+    and so does a terminal that is closed) and die before the driver has ended its run. They end with it all the same:
+    Ray has the kernel kill them when their parent dies.
+    """
+    before = ray._private.services.ConsolePopen
+
+    class Popen(before):  # type: ignore[misc, valid-type]
+        def __init__(self, *arguments: Any, **settings: Any) -> None:
+            super().__init__(*arguments, **settings, start_new_session=True)
+
+    ray._private.services.ConsolePopen = Popen
+    try:
+        yield
+    finally:
+        ray._private.services.ConsolePopen = before
 
 
 @contextmanager

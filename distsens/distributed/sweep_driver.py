@@ -14,12 +14,12 @@ from ray import tune
 
 from distsens.distributed.champion import Searched, judge_finalists, register_champion, train_champion, winner_of
 from distsens.distributed.cluster import check_capacity_of_cluster, connected, places_of_cluster, start_here
-from distsens.distributed.endings import Status, explain
+from distsens.distributed.endings import Status, ended_whatever_happens, explain, in_one_line
 from distsens.distributed.mailbox import Mailbox
 from distsens.distributed.provenance import provenance_tags
 from distsens.distributed.runs import new_name, pin_places
 from distsens.distributed.shelf import Shelf
-from distsens.distributed.signals import Caught, ignore_signals, signals_interrupt
+from distsens.distributed.signals import Caught, ignore_signals, signals_ask, signals_interrupt
 from distsens.distributed.sweep_closing import close_sweep
 from distsens.distributed.sweep_hooks import Telling, listening
 from distsens.distributed.sweep_preflight import CheckedSweep
@@ -36,6 +36,7 @@ from distsens.tracking import TrackedRun, without_password
 
 _SETTINGS = {
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # ours takes more signals, see `signals_ask`
     "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
     "RAY_AIR_NEW_OUTPUT": "0",
     # The trials say themselves why they end, in a line.
@@ -76,13 +77,14 @@ def run_sweep(
         os.environ.setdefault(name, value)
     recorder: SweepRecorder | None = None
     with ExitStack() as stack:
-        stack.enter_context(signals_interrupt())
+        stack.enter_context(in_one_line(view.say))
+        caught = stack.enter_context(signals_interrupt())
         notes = stack.enter_context(ray_notes())
         stack.enter_context(connected(view.say))
-        caught = stack.enter_context(signals_interrupt())
         for experiment in (plan.base, plan.champion(plan.first)):
             check_capacity_of_cluster(experiment.workers, experiment.data.decoding_cpus)
         sweep = _open(recipe, checked, view, resumed)
+        stack.enter_context(ended_whatever_happens(sweep.tracked, view.say))
         view.say(f"sweep {sweep.stored.name}")
         view.say(f"storage {sweep.stored.place.url}")
         view.say(f"tracking {without_password(sweep.tracked.uri)} run {sweep.tracked.run_id}")
@@ -179,7 +181,8 @@ def _open(recipe: Mapping[str, Any], checked: CheckedSweep, view: SweepView, res
         pinned = pin_places(plan.base, base.storage, base.tracking_uri)
         kept = {section: getattr(pinned, section).model_dump(mode="json") for section in ("storage", "tracking")}
         stored = StoredSweep(name, base.storage.child(name), merge(recipe, kept), tracked.run_id)
-    stored.save()
+    with ended_whatever_happens(tracked, view.say):
+        stored.save()
     return Searched(plan, base, stored, tracked, view, at_a_time)
 
 
@@ -187,7 +190,12 @@ def _search(sweep: Searched, kit: TrialKit, recorder: SweepRecorder, caught: Cau
     """Let Ray Tune run the trials that are left; whether it came to the end."""
     recorder.settle()
     if recorder.draws.left:
-        with listening(sweep.stored.name, recorder), recorder, _tune_hears(caught):
+        with (
+            _restored(signal.SIGUSR1),
+            listening(sweep.stored.name, recorder),
+            recorder,
+            signals_ask(caught, _ask_tune),
+        ):
             _tuner(sweep, kit, recorder).fit()
         recorder.settle()
     recorder.check()
@@ -223,20 +231,19 @@ def _tune_path(sweep: Searched) -> str:
     return address(sweep.stored.place.url).rstrip("/")
 
 
+def _ask_tune() -> bool:
+    """Have Ray Tune end in good order, by the handler that it has while it runs; whether it runs."""
+    if not callable(signal.getsignal(signal.SIGUSR1)):
+        return False
+    signal.raise_signal(signal.SIGUSR1)
+    return True
+
+
 @contextmanager
-def _tune_hears(caught: Caught) -> Iterator[None]:
-    """Ray Tune ends in good order at SIGINT, by a handler that it leaves behind: SIGTERM is to do the same."""
-
-    def as_interrupt(number: int, frame: Any) -> None:  # noqa: ARG001
-        caught.number = number
-        os.kill(os.getpid(), signal.SIGINT)
-
-    before = {
-        signal.SIGINT: signal.getsignal(signal.SIGINT),
-        signal.SIGTERM: signal.signal(signal.SIGTERM, as_interrupt),
-    }
+def _restored(number: signal.Signals) -> Iterator[None]:
+    """Ray Tune leaves its handler behind."""
+    before = signal.getsignal(number)
     try:
         yield
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        signal.signal(number, before)

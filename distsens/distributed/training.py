@@ -20,7 +20,7 @@ from distsens.distributed.monitor import Event, News, Started, collect
 from distsens.distributed.patience import Patience
 from distsens.distributed.ray_internals import ControllerCallback
 from distsens.distributed.retries import Trainer
-from distsens.distributed.signals import ignore_signals
+from distsens.distributed.signals import signals_wait
 from distsens.distributed.worker import Job, train_worker
 from distsens.experiment import Experiment
 from distsens.training import Progress
@@ -82,7 +82,10 @@ class Training:
 
         Ray frees what the thread waits on when it disconnects, and the process dies of it.
         """
-        ignore_signals()
+        with signals_wait():
+            self._end()
+
+    def _end(self) -> None:
         deadline = time.monotonic() + _SECONDS_FOR_A_CONTROLLER
         while self.going_on and time.monotonic() < deadline:
             try:

@@ -5,6 +5,9 @@ The worker's function runs in this process with one seat, a list is its mailbox,
 
 from __future__ import annotations
 
+import os
+import signal
+import time
 from collections.abc import Callable
 from io import StringIO
 from pathlib import Path
@@ -20,11 +23,13 @@ from torch import Tensor, nn
 from distsens.distributed import driver
 from distsens.distributed.monitor import Event
 from distsens.distributed.preflight import check
-from distsens.distributed.signals import Caught
+from distsens.distributed.runs import StoredRun
+from distsens.distributed.signals import signals_interrupt
 from distsens.distributed.worker import Job, Seat, run_worker
 from distsens.experiment import Experiment, load_recipe, merge
 from distsens.report import Summary, open_view
 from distsens.storage import open_place
+from distsens.tracking import TrackedRun
 
 pytestmark = pytest.mark.ray
 
@@ -82,7 +87,8 @@ def train(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, local_ray: None) -> C
         experiment = Experiment.parse(merge(merge(load_recipe("quickstart", [RECIPES]), QUICK), merge(places, changes)))
         shown = StringIO()
         view = open_view(Console(file=shown, width=200), experiment.training.epochs)
-        summary, code = driver.train_on_cluster(experiment, check(experiment), view, str(tmp_path), Caught())
+        with signals_interrupt() as caught:
+            summary, code = driver.train_on_cluster(experiment, check(experiment), view, str(tmp_path), caught)
         run = MlflowClient(summary.mlflow_uri).get_run(summary.mlflow_run_id)
         return Ended(summary=summary, code=code, shown=shown.getvalue(), run=run)
 
@@ -195,3 +201,46 @@ def test_a_run_that_is_rolled_back_and_ends_early_says_so_and_is_finished(train:
 def test_workers_that_do_not_see_the_drivers_storage_say_so(train: Callable[..., Ended]) -> None:
     ended = train({}, spoil=lambda url: open_place(url).delete("run.json"))
     assert_failed(ended, "give a storage.path that all machines share")
+
+
+def test_a_signal_is_answered_while_the_model_is_given_to_mlflow(
+    train: Callable[..., Ended], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def log_result(*_: object) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(60)
+
+    monkeypatch.setattr(driver, "log_result", log_result)
+    began = time.monotonic()
+    ended = train({"training": {"epochs": 1}})
+    assert time.monotonic() - began < 50
+    assert (ended.code, ended.summary.status, ended.run.info.status) == (143, "interrupted", "KILLED")
+    assert ended.summary.test is not None, "what it has found"
+    assert ended.run.data.tags["distsens.outcome"] == "interrupted by SIGTERM"
+
+
+@pytest.mark.parametrize("what", ["log_text", "log_dataset"])
+def test_a_run_that_cannot_be_described_fails_in_one_line_and_can_be_resumed(
+    train: Callable[..., Ended], monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(TrackedRun, what, fail)
+    ended = train({})
+    assert_failed(ended, "no space left on device")
+    assert open_place(ended.summary.storage).keys("run.json")
+
+
+def test_a_run_that_cannot_be_kept_is_none(
+    train: Callable[..., Ended], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def fail(_: object) -> None:
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(StoredRun, "save", fail)
+    with pytest.raises(OSError, match="no space left"):
+        train({})
+    client = MlflowClient(f"sqlite:///{tmp_path}/runs/mlflow.db")
+    (run,) = client.search_runs([one.experiment_id for one in client.search_experiments()])
+    assert (run.info.status, run.data.tags["distsens.outcome"]) == ("FAILED", "no space left on device")

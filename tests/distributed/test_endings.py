@@ -6,8 +6,8 @@ import pytest
 import ray
 from ray.train import WorkerGroupError
 
-from distsens.distributed.endings import cause, explain
-from distsens.errors import InputError
+from distsens.distributed.endings import cause, explain, in_one_line
+from distsens.errors import InputError, UnavailableError
 
 
 def test_the_worker_that_failed_is_blamed_and_not_those_that_lost_it() -> None:
@@ -51,3 +51,14 @@ def test_a_fault_of_ours_is_shown_whole_and_no_other() -> None:
     assert explain(raised.value, said.append) == "KeyError: 'layer'"
     assert "Traceback" in said[0]
     assert "test_a_fault_of_ours" in said[0]
+
+
+def test_what_ends_a_driver_without_a_run_is_one_line() -> None:
+    said: list[str] = []
+    with pytest.raises(UnavailableError, match=r"^the disk is full$"), in_one_line(said.append):
+        raise OSError("the disk is full")
+    with pytest.raises(InputError), in_one_line(said.append):
+        raise InputError("seed", -1, "0 or more")
+    with pytest.raises(KeyboardInterrupt), in_one_line(said.append):
+        raise KeyboardInterrupt
+    assert said == []

@@ -41,10 +41,12 @@ with connected():
     worker = Worker.remote()
     ray.get(worker.process.remote())
     me = psutil.Process()
-    everyone = [me, *me.children(recursive=True)]
+    others = me.children(recursive=True)
+    everyone = [me, *others]
     found = [(one.name(), listens.laddr.ip) for one in everyone for listens in one.net_connections("tcp")
              if listens.status == psutil.CONN_LISTEN]
-    print(json.dumps([found, os.environ["RAY_AUTH_MODE"], os.environ["RAY_AUTH_TOKEN"]]))
+    sessions = [os.getsid(one.pid) for one in others]
+    print(json.dumps([found, os.environ["RAY_AUTH_MODE"], os.environ["RAY_AUTH_TOKEN"], os.getsid(0), sessions]))
 """
 
 
@@ -54,15 +56,17 @@ def environment(ray_environment: dict[str, str], tmp_path: Path) -> dict[str, st
     return {**ray_environment, "HOME": str(tmp_path), "PYTHONPATH": str(ROOT)}
 
 
-def test_it_listens_on_loopback_alone_and_asks_for_a_token_that_no_file_holds(
+def test_it_listens_on_loopback_alone_asks_for_a_token_that_no_file_holds_and_stands_apart_from_the_jobs_group(
     environment: dict[str, str], tmp_path: Path
 ) -> None:
     done = subprocess.run(
         [sys.executable, "-c", LISTENS], env=environment, capture_output=True, text=True, timeout=120, check=True
     )
-    listening, mode, token = json.loads(done.stdout)
+    listening, mode, token, mine, sessions = json.loads(done.stdout)
     assert {"gcs_server", "raylet"} <= {name for name, _ in listening}
     assert len(listening) > 6
+    assert len(sessions) > 3
+    assert mine not in sessions, "what the job's process group is told would end it"
     assert {address.removeprefix("::ffff:") for _, address in listening} <= {"127.0.0.1", "::1"}
     assert mode == "token"
     written = [path for path in Path(environment["RAY_TMPDIR"]).rglob("*") if path.is_file()]

@@ -263,7 +263,7 @@ def test_an_interrupted_run_is_killed_resumable_and_leaves_no_process(
     job = make_job(alone=alone)
     process = job.start(*quick, "--workers.num", "2", "--summary", "summary.json")
     process.wait_for("epoch   2")
-    process.popen.send_signal(number)
+    os.killpg(process.popen.pid, number)
     assert process.end() == 128 + number, process.output
     hint = next(line for line in process.lines if line.startswith("resume with: "))
     said = hint.removeprefix("resume with: python jobs/train.py --resume ")
