@@ -82,7 +82,9 @@ def finish(
     except Exception as error:
         if not is_store_error(error):
             raise
-        say(f"the MLflow run cannot be ended now ({reason(error)}); its guardian goes on trying for some minutes")
+        why = reason(error)
+        told = "" if message is not None and why in message else f" ({why})"
+        say(f"the MLflow run cannot be ended now{told}; its guardian goes on trying for some minutes")
 
 
 def cause(error: BaseException) -> str:

@@ -2,31 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 from distsens.distributed.champion import Searched
 from distsens.distributed.endings import MLFLOW_STATUS, Status, explain
 from distsens.distributed.sweep_recording import SweepRecorder
 from distsens.report.sweep import Outcome, sweep_files, sweep_metrics
-from distsens.tracking import impatient, is_store_error, reason
 
 
-@impatient()
 def close_sweep(
     sweep: Searched, recorder: SweepRecorder, outcome: Outcome, status: Status, message: str | None
 ) -> tuple[Status, str | None]:
     """End the trials' and the sweep's MLflow runs, with the report of what was found; how the sweep ends by that.
 
-    What cannot be done keeps nothing else from being done. It is said in a line, makes a failure of a good end, and is
-    done by a resumed sweep.
+    What cannot be done keeps nothing else from being done. It is said in a line, each cause once, makes a failure of a
+    good end, and is done by a resumed sweep.
     """
-    faults: list[str] = []
+    before, faults = message, list[tuple[str, str]]()
 
     def attempt(what: str, do: Callable[[], None]) -> bool:
         try:
             do()
         except Exception as error:
-            faults.append(f"{what}: {explain(error, sweep.view.say)}")
+            faults.append((what, explain(error, sweep.view.say)))
             return False
         return True
 
@@ -44,17 +42,28 @@ def close_sweep(
         numbers = sweep_metrics(trials, outcome, sweep.champion)
         if attempt("MLflow did not take the result", lambda: sweep.tracked.log_result(numbers)):
             attempt("MLflow did not take the report", lambda: _each(files, sweep.tracked.log_bytes))
+    sweep.view.doing("ending the MLflow run")
+    attempt("the trials' MLflow runs could not be ended", recorder.end_runs)
     if faults and status == "finished":
         status = "failed"
-    message = "; ".join(filter(None, (message, *faults))) or None
-    sweep.view.doing("ending the MLflow run")
+    message = _said(message, faults)
     try:
         sweep.tracked.finish(MLFLOW_STATUS[status], message)
     except Exception as error:
-        why = reason(error) if is_store_error(error) else explain(error, sweep.view.say)
-        fault = f"the MLflow run cannot be ended now ({why}); its guardian goes on trying for some minutes"
-        return "failed" if status == "finished" else status, "; ".join(filter(None, (message, fault)))
+        what = "the MLflow run cannot be ended now, and its guardian goes on trying for some minutes"
+        faults.append((what, explain(error, sweep.view.say)))
+        return "failed" if status == "finished" else status, _said(before, faults)
     return status, message
+
+
+def _said(message: str | None, faults: Sequence[tuple[str, str]]) -> str | None:
+    """How the sweep ended, and what has not been done, each cause once."""
+    parts = [] if message is None else [message]
+    told = set(parts)
+    for what, cause in faults:
+        parts.append(what if cause in told else f"{what}: {cause}")
+        told.add(cause)
+    return "; ".join(parts) or None
 
 
 def _each(files: Mapping[str, bytes], do: Callable[[str, bytes], None]) -> None:

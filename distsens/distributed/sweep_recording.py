@@ -150,11 +150,14 @@ class SweepRecorder:
 
     def interrupt(self) -> None:
         """Those that still train will be taken up by a resumed sweep."""
-        for state in (left := [one for one in self.in_order if one.status == "running"]):
+        for state in [one for one in self.in_order if one.status == "running"]:
             state.status, state.failure = "interrupted", None
-        # A store that is down is asked once: the trials' runs end with that of the sweep, too.
-        for state in left:
-            self._finish(state, "interrupted", "KILLED", "the sweep ended before it did")
+            self._stored.keep(state)
+
+    def end_runs(self) -> None:
+        """The MLflow runs of trials that have not ended; they end with that of the sweep, too, but do not say why."""
+        while self._runs:
+            self._runs.popitem()[1].finish("KILLED", "the sweep ended before it did")
 
     def _rungs(self, trial: str) -> dict[int, RungState]:
         return self.trials[trial].rungs if trial in self.trials else {}
@@ -276,16 +279,17 @@ class SweepRecorder:
     def _finish(
         self,
         state: TrialState,
-        status: Literal["stopped", "finished", "failed", "interrupted"],
-        run_status: Literal["FINISHED", "FAILED", "KILLED"],
+        status: Literal["stopped", "finished", "failed"],
+        run_status: Literal["FINISHED", "FAILED"],
         message: str | None,
     ) -> None:
         state.status = status
         state.failure = message if status == "failed" else None
-        self._stored.keep(state)
+        # Kept last: what MLflow has not heard, because it was down, a resumed sweep tells it.
         run = self._runs.pop(state.trial, None)
         if run is not None:
             run.finish(run_status, message)
+        self._stored.keep(state)
 
 
 def _taken_up(state: TrialState) -> TrialState:

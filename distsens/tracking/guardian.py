@@ -11,11 +11,13 @@ session of its own, neither Ctrl-C nor a signal to the driver's process group re
 from __future__ import annotations
 
 import json
+import os
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
-from contextlib import suppress
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -73,6 +75,7 @@ def _watch() -> None:
     charge = sys.stdin.readline()
     if not charge or (word := sys.stdin.readline()) == _DONE:
         return
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")  # It asks again itself.
     end = json.loads(word) if word else {"status": "KILLED", "message": "the driver died without ending the run"}
     ended_at, ended = time.time(), False
     while not ended:
@@ -90,8 +93,8 @@ def _end(uri: str, run_id: str, driver: str, status: str, message: str | None, e
     from sqlalchemy.engine import make_url
 
     url = make_url(uri)
-    if url.get_backend_name() == "sqlite" and not Path(str(url.database)).exists():
-        raise FileNotFoundError(url.database)  # It was moved: a client would make a new one in its old place.
+    if url.get_backend_name() == "sqlite":
+        _check_holds(Path(str(url.database)), run_id)
     client = MlflowClient(uri)
     run = client.get_run(run_id)
     if run.info.status == "RUNNING" and run.data.tags.get(DRIVER_TAG) == driver:
@@ -99,6 +102,17 @@ def _end(uri: str, run_id: str, driver: str, status: str, message: str | None, e
             client.set_tag(run_id, OUTCOME_TAG, message)
         end_trials(client, run.info.experiment_id, run_id, int(ended_at * 1000))
         client.set_terminated(run_id, status, end_time=int(ended_at * 1000))
+
+
+def _check_holds(file: Path, run_id: str) -> None:
+    """Raise unless the file is a store with the run; read-only.
+
+    It was moved, or another was put in its place: a client would make tables in what is there, or a new file, and keep
+    that open when the right one is back.
+    """
+    with closing(sqlite3.connect(f"{file.as_uri()}?mode=ro", uri=True)) as store:
+        if store.execute("SELECT 1 FROM runs WHERE run_uuid = ?", (run_id,)).fetchone() is None:
+            raise LookupError(run_id)
 
 
 def end_trials(client: MlflowClient, experiment_id: str, sweep: str, end_time: int | None = None) -> None:

@@ -6,17 +6,27 @@ import json
 import math
 import os
 import tempfile
+import threading
 import time
 import uuid
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Literal
 
 from distsens.tracking.guardian import DRIVER_TAG, OUTCOME_TAG, SWEEP_TAG, Guardian, end_trials
 from distsens.tracking.moved import follow_artifacts
 from distsens.tracking.names import names_in_mlflow
-from distsens.tracking.store import artifact_location, connect, find_run, open_experiment
+from distsens.tracking.outage import asked_once
+from distsens.tracking.store import (
+    StoreError,
+    artifact_location,
+    check_still_there,
+    connect,
+    find_run,
+    open_experiment,
+    reason,
+)
 
 if TYPE_CHECKING:
     import numpy as np
@@ -33,6 +43,8 @@ _TRIAL_TAG = "distsens.trial"
 WEIGHTS_ARTIFACT = "weights/model.safetensors"
 _EPOCH = "epoch"
 _LONGEST_DIGEST = 36
+_METRICS_AT_ONCE = 1000  # the most that MLflow takes in one request
+_SECONDS_FOR_SYSTEM_METRICS = 10
 
 
 class TakenOverError(RuntimeError):
@@ -56,6 +68,7 @@ class TrackedRun:
         self._driver = driver
         self._last_epoch = last_epoch
         self._ended = False
+        self._may_hold_part = False
         self._guardian = None if sweep is not None else Guardian(self.uri, run_id, driver)
 
     @classmethod
@@ -98,7 +111,8 @@ class TrackedRun:
         started = client.create_run(experiment_id, tags={**tags, **nested, DRIVER_TAG: driver}, run_name=name)
         run = cls(client, started.info.run_id, driver, last_epoch=None, sweep=sweep)
         names = names_in_mlflow(params)
-        client.log_batch(run.run_id, params=[Param(names[key], str(value)) for key, value in params.items()])
+        with run._failed_unless("created"):
+            client.log_batch(run.run_id, params=[Param(names[key], str(value)) for key, value in params.items()])
         return run
 
     @classmethod
@@ -119,12 +133,15 @@ class TrackedRun:
         driver = uuid.uuid4().hex
         # The tag first: from then on no earlier guardian touches the run.
         client.set_tag(run_id, DRIVER_TAG, driver)
-        client.update_run(run_id, status="RUNNING")
-        if OUTCOME_TAG in found.data.tags:
-            client.delete_tag(run_id, OUTCOME_TAG)
         last_epoch = found.data.metrics.get(_EPOCH)
         sweep = found.data.tags.get(SWEEP_TAG)
-        return cls(client, run_id, driver, None if last_epoch is None else int(last_epoch), sweep)
+        run = cls(client, run_id, driver, None if last_epoch is None else int(last_epoch), sweep)
+        run._may_hold_part = True
+        with run._failed_unless("reopened"):
+            client.update_run(run_id, status="RUNNING")
+            if OUTCOME_TAG in found.data.tags:
+                client.delete_tag(run_id, OUTCOME_TAG)
+        return run
 
     @staticmethod
     def of_trial(uri: str, sweep: str, trial: str) -> str | None:
@@ -153,8 +170,18 @@ class TrackedRun:
             return
         if not self._is_mine():
             raise TakenOverError("another driver has resumed this run; this one leaves it alone")
-        self._client.log_batch(self.run_id, _as_metrics({**metrics, _EPOCH: epoch}, step=epoch))
-        self._last_epoch = epoch
+        batch = _as_metrics({**metrics, _EPOCH: epoch}, step=epoch)
+        for first in range(0, len(batch), _METRICS_AT_ONCE):
+            part = batch[first : first + _METRICS_AT_ONCE]
+            if not self._holds(part[0]):
+                self._client.log_batch(self.run_id, part)
+        self._last_epoch, self._may_hold_part = epoch, False
+
+    def _holds(self, metric: Metric) -> bool:
+        """Whether an earlier driver came as far, of an epoch of several requests of which it did not write the last."""
+        if not self._may_hold_part:
+            return False
+        return any(one.step == metric.step for one in self._client.get_metric_history(self.run_id, metric.key))
 
     def register(self, model_uri: str, name: str, alias: str, tags: Mapping[str, str], *, run_id: str) -> str:
         """Register a logged model as a new version, which the alias names from then on; the version.
@@ -175,9 +202,13 @@ class TrackedRun:
             if error.error_code != "RESOURCE_ALREADY_EXISTS":
                 raise
         logged = self._client.get_logged_model(model_uri.removeprefix("models:/"))
-        created = self._client.create_model_version(
-            name, logged.artifact_location, run_id=run_id, tags=dict(tags), model_id=logged.model_id
-        )
+        # One whose answer was lost is there already.
+        known = self._client.search_model_versions(f"name = '{name}' and run_id = '{run_id}'")
+        created = next((one for one in known if (one.model_id, one.tags) == (logged.model_id, dict(tags))), None)
+        if created is None:
+            created = self._client.create_model_version(
+                name, logged.artifact_location, run_id=run_id, tags=dict(tags), model_id=logged.model_id
+            )
         self._client.set_registered_model_alias(name, alias, created.version)
         return str(created.version)
 
@@ -240,7 +271,7 @@ class TrackedRun:
     def log_bytes(self, path: str, data: bytes) -> None:
         """Store an artifact under a relative path with ``/``, replacing an earlier one."""
         target = PurePosixPath(path)
-        with tempfile.TemporaryDirectory() as folder:
+        with _writing_artifacts(), tempfile.TemporaryDirectory() as folder:
             file = Path(folder) / target.name
             file.write_bytes(data)
             self._client.log_artifact(
@@ -257,7 +288,8 @@ class TrackedRun:
 
     def log_figure(self, path: str, figure: Figure) -> None:
         """Store a figure in the format that the path's suffix names; the figure stays open."""
-        self._client.log_figure(self.run_id, figure, path)
+        with _writing_artifacts():
+            self._client.log_figure(self.run_id, figure, path)
 
     def log_model(self, model: nn.Module, example: NDArray[np.float32], weights: bytes) -> str | None:
         """Store the model's weights, and the model itself as a program that runs without its Python class.
@@ -281,7 +313,8 @@ class TrackedRun:
 
         self.log_bytes(WEIGHTS_ARTIFACT, weights)
         try:
-            model_uri = log_model(self._client, self.run_id, model, example, step=self._last_epoch or 0)
+            with _writing_artifacts():
+                model_uri = log_model(self._client, self.run_id, model, example, step=self._last_epoch or 0)
         except ExportError as error:
             self.set_tag(MODEL_TAG, f"weights only: {error}")
             return None
@@ -292,20 +325,24 @@ class TrackedRun:
     def watch_system(self, interval_s: float | None = None) -> Iterator[None]:
         """Record this host's CPU, memory, disk, network and GPU load as ``system/...`` while the block runs.
 
-        Every ten seconds, unless MLflow's own variable or the caller says otherwise.
+        Every ten seconds, unless MLflow's own variable or the caller says otherwise. A store that is down ends the
+        recording without a word, and its last numbers are not waited for much longer than that.
         """
         if interval_s is None:
             interval_s = float(os.environ.get("MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL") or 10.0)
         from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 
-        monitor = SystemMetricsMonitor(
-            self.run_id, sampling_interval=interval_s, resume_logging=True, tracking_uri=self.uri
-        )
+        with asked_once(_SECONDS_FOR_SYSTEM_METRICS):
+            monitor = SystemMetricsMonitor(
+                self.run_id, sampling_interval=interval_s, resume_logging=True, tracking_uri=self.uri
+            )
         monitor.start()
         try:
             yield
         finally:
-            monitor.finish()
+            ending = threading.Thread(target=monitor.finish, daemon=True)
+            ending.start()
+            ending.join(_SECONDS_FOR_SYSTEM_METRICS)
 
     def finish(self, status: Literal["FINISHED", "FAILED", "KILLED"], message: str | None = None) -> None:
         """End the run, with the message as its tag ``distsens.outcome``. Only the first call counts.
@@ -330,8 +367,28 @@ class TrackedRun:
         if self._guardian is not None:
             self._guardian.dismiss()
 
+    @contextmanager
+    def _failed_unless(self, done: str) -> Iterator[None]:
+        """What raises in the block ends the run, now or when the store answers again."""
+        try:
+            yield
+        except BaseException:
+            with suppress(Exception):  # the guardian has it then, and why is raised below
+                self.finish("FAILED", f"the run could not be {done}")
+            raise
+
     def _is_mine(self) -> bool:
+        check_still_there(self.uri)
         return bool(self._client.get_run(self.run_id).data.tags.get(DRIVER_TAG) == self._driver)
+
+
+@contextmanager
+def _writing_artifacts() -> Iterator[None]:
+    """A folder that is full or cannot be written says itself neither which it is nor whose."""
+    try:
+        yield
+    except OSError as error:
+        raise StoreError(f"MLflow's artifacts cannot be written: {reason(error)}") from error
 
 
 def _as_metrics(metrics: Mapping[str, float], step: int) -> list[Metric]:

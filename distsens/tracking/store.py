@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from distsens.errors import InputError
+from distsens.tracking.outage import PatientClient, environment
 from distsens.words import fault_of_path
 
 if TYPE_CHECKING:
@@ -37,6 +40,13 @@ _QUIET = {
     "MLFLOW_LOGGING_LEVEL": "WARNING",
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
 }
+
+# What they say of a store that fails, with a traceback or each time it is asked again, its error tells the driver.
+_REPEATING = ("mlflow.store.db.utils", "mlflow.system_metrics", "urllib3.connectionpool")
+
+
+class StoreError(OSError):
+    """The file of an SQLite store has gone, or what is to lie beside it cannot be written."""
 
 
 def check_tracking(uri: str, *, experiment: str, artifact_root: str | None = None) -> None:
@@ -94,9 +104,17 @@ def connect(uri: str) -> MlflowClient:
     """
     for name, value in _QUIET.items():
         os.environ.setdefault(name, value)
+    for name in _REPEATING:
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+    return _client(absolute_uri(uri))
+
+
+@lru_cache
+def _client(uri: str) -> MlflowClient:
+    """One for each store, whose patience is spent once for all that is asked of it."""
     from mlflow import MlflowClient
 
-    return MlflowClient(absolute_uri(uri))
+    return cast("MlflowClient", PatientClient(MlflowClient(uri)))
 
 
 def open_store(uri: str) -> MlflowClient:
@@ -257,7 +275,7 @@ def reading(url: URL) -> Iterator[Connection]:
 
 
 def _stage_on_server(url: URL, experiment: str) -> str | None:
-    with _environment({"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0", "MLFLOW_HTTP_REQUEST_TIMEOUT": str(_PATIENCE_S)}):
+    with environment({"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0", "MLFLOW_HTTP_REQUEST_TIMEOUT": str(_PATIENCE_S)}):
         client = connect(url.render_as_string(hide_password=False))
         from mlflow.exceptions import MlflowException
 
@@ -269,15 +287,11 @@ def _stage_on_server(url: URL, experiment: str) -> str | None:
     return None if found is None else str(found.lifecycle_stage)
 
 
-@contextmanager
-def impatient() -> Iterator[None]:
-    """A server that does not answer is asked for half a minute in the block, and not for four, unless the user says so.
-
-    For what is done at the end, which the guardian or a resume does when it is back.
-    """
-    shorter = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "4", "MLFLOW_HTTP_REQUEST_TIMEOUT": "30"}
-    with _environment({name: value for name, value in shorter.items() if name not in os.environ}):
-        yield
+def check_still_there(uri: str) -> None:
+    """Raise `StoreError` where the file of an SQLite store has gone: the driver may still have it open."""
+    url = parse(uri)
+    if url.get_backend_name() == "sqlite" and not Path(str(url.database)).is_file():
+        raise StoreError(f"the MLflow store {url.database} is gone")
 
 
 def is_store_error(error: BaseException) -> bool:
@@ -285,7 +299,7 @@ def is_store_error(error: BaseException) -> bool:
     from mlflow.exceptions import MlflowException
 
     # MLflow passes on what the libraries say by which it reaches a bucket or a server's artifacts.
-    return isinstance(error, MlflowException) or type(error).__module__.partition(".")[0] in _OF_STORES
+    return isinstance(error, MlflowException | StoreError) or type(error).__module__.partition(".")[0] in _OF_STORES
 
 
 def reason(error: BaseException) -> str:
@@ -293,18 +307,3 @@ def reason(error: BaseException) -> str:
     while inner := error.__cause__ or error.__context__:
         error = inner
     return without_password(str(error).partition("\n")[0])[:200]
-
-
-@contextmanager
-def _environment(variables: Mapping[str, str]) -> Iterator[None]:
-    """MLflow reads its patience from the environment at every request."""
-    before = {name: os.environ.get(name) for name in variables}
-    os.environ.update(variables)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value

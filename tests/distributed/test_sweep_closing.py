@@ -128,3 +128,15 @@ def test_an_mlflow_that_takes_nothing_more_leaves_the_report_in_the_storage(clos
     assert "MLflow did not take the result: MLflow: " in str(message)
     assert (closing.folder / "sweep/report/report.html").exists()
     assert "Traceback" not in closing.shown
+
+
+def test_a_store_that_is_gone_is_said_once_and_not_of_each_thing_that_it_did_not_take(closing: Closing) -> None:
+    (closing.folder / "mlflow.db").rename(closing.folder / "kept.db")
+    status, message = closing.close()
+    (closing.folder / "kept.db").rename(closing.folder / "mlflow.db")
+    assert status == "failed"
+    assert str(message).count(" is gone") == 1
+    assert "\n" not in str(message)
+    assert "its guardian goes on trying" in str(message)
+    assert (closing.folder / "sweep/report/report.html").exists()
+    assert "Traceback" not in closing.shown

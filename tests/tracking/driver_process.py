@@ -1,16 +1,19 @@
 """A driver in a process of its own.
 
 ``whole-run URI`` does everything that a training run does. ``wait URI`` starts a run and a child process that inherits
-all that can be inherited, prints the run's id and the child's process id, and waits to be killed.
+all that can be inherited, prints the run's id and the child's process id, and waits to be killed. ``full-disk URI``
+has a store that cannot grow while it writes epochs, and prints what it is told of that.
 """
 
 from __future__ import annotations
 
+import resource
 import subprocess
 import sys
 import time
+from pathlib import Path
 
-from distsens.tracking import TrackedRun, check_tracking
+from distsens.tracking import TrackedRun, check_tracking, reason
 
 
 def whole_run(uri: str) -> None:
@@ -37,5 +40,25 @@ def wait(uri: str) -> None:
     time.sleep(120)
 
 
+def full_disk(uri: str) -> None:
+    run = TrackedRun.create(uri, experiment="tests", name="full", params={}, tags={}, artifact_root=None)
+    print(run.run_id, flush=True)
+    size = Path(uri.removeprefix("sqlite:///")).stat().st_size
+    with run.watch_system(interval_s=0.1):
+        for epoch in range(200):
+            if epoch == 3:
+                resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))  # the guardian, which has begun, has none
+            try:
+                run.log_epoch(epoch, {f"loss{i}": 1.0 for i in range(200)})
+            except Exception as error:
+                print(f"error: {reason(error)}", flush=True)
+                time.sleep(0.5)
+                break
+    try:
+        run.finish("FAILED", "the disk is full")
+    except Exception as error:
+        print(f"error: {reason(error)}", flush=True)
+
+
 if __name__ == "__main__":
-    {"whole-run": whole_run, "wait": wait}[sys.argv[1]](sys.argv[2])
+    {"whole-run": whole_run, "wait": wait, "full-disk": full_disk}[sys.argv[1]](sys.argv[2])

@@ -156,6 +156,6 @@ def test_a_run_whose_store_fails_at_its_end_is_ended_when_the_store_is_back(stor
 
 
 def test_a_store_that_was_moved_meanwhile_is_not_made_anew_in_its_old_place(tmp_path: Path):
-    with pytest.raises(FileNotFoundError):
+    with pytest.raises(sqlite3.OperationalError):
         _end(f"sqlite:///{tmp_path}/runs/mlflow.db", "a run", "a driver", "KILLED", None, time.time())
     assert not list(tmp_path.iterdir())

@@ -18,7 +18,7 @@ import requests
 from boto3.exceptions import S3UploadFailedError
 
 from distsens.errors import InputError
-from distsens.tracking import TrackedRun, check_run, check_tracking, impatient, is_store_error
+from distsens.tracking import TrackedRun, check_run, check_tracking, is_store_error
 from distsens.tracking.store import absolute_uri, artifact_location, connect, open_experiment
 
 if TYPE_CHECKING:
@@ -230,12 +230,3 @@ def test_a_store_that_is_not_there_yet_holds_no_run_and_is_not_created(tmp_path:
 def test_what_keeps_the_artifacts_is_the_stores_too(error: Exception):
     assert is_store_error(error)
     assert not is_store_error(KeyError("layer"))
-
-
-def test_at_the_end_a_server_is_not_waited_for_longer_than_was_said(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "7")
-    monkeypatch.delenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", raising=False)
-    with impatient():
-        assert os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"] == "7", "the user has said so"
-        assert int(os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"]) < 7, "MLflow's own patience is minutes"
-    assert "MLFLOW_HTTP_REQUEST_MAX_RETRIES" not in os.environ
