@@ -14,7 +14,6 @@ import logging
 import os
 import shlex
 import socket
-import sys
 import time
 import tomllib
 from collections.abc import Mapping, Sequence
@@ -29,7 +28,7 @@ from urllib.request import Request, urlopen
 
 import yaml
 
-from distsens.command_line import parse_flags, run_job, show_help, take_options
+from distsens.command_line import parse_flags, print_error, run_job, show_help, take_options
 from distsens.errors import InputError
 
 if TYPE_CHECKING:
@@ -172,14 +171,14 @@ def _run(address: str, command: str) -> int:
         client = JobSubmissionClient(address)
         job = client.submit_job(entrypoint=command, runtime_env=_runtime_env())
     except (AuthenticationError, OSError, RuntimeError, ValueError) as error:
-        print(f"failed: the cluster did not take the job: {_first_line(error)}", file=sys.stderr)
+        print_error(f"failed: the cluster did not take the job: {_first_line(error)}")
         return 1
     print(f"job {job}\nstop it with: ray job stop --address {address} {job}", flush=True)
     try:
         return _follow(client, job)
     except KeyboardInterrupt:
         again = f"ray job logs --follow --address {address} {job}"
-        print(f"the job goes on; follow it with: {again}", file=sys.stderr)
+        print_error(f"the job goes on; follow it with: {again}")
         return _INTERRUPTED
 
 
@@ -199,12 +198,12 @@ def _follow(client: JobSubmissionClient, job: str) -> int:
         while not (info := client.get_job_info(job)).status.is_terminal():
             time.sleep(0.5)
     except (OSError, RuntimeError, aiohttp.ClientError) as error:
-        print(f"failed: the job is out of sight, and may go on: {_first_line(error)}", file=sys.stderr)
+        print_error(f"failed: the job is out of sight, and may go on: {_first_line(error)}")
         return 1
     if info.status == "SUCCEEDED":
         return 0
     if info.driver_exit_code is None:  # it was stopped, or never began, and has no last line of its own
-        print(f"{info.status.lower()}: {info.message}", file=sys.stderr)
+        print_error(f"{info.status.lower()}: {info.message}")
     return info.driver_exit_code or 1
 
 

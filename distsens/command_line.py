@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TypeVar
 
 import yaml
 
-from distsens.errors import InputError, Interruption, UnavailableError
+from distsens.errors import InputError, Interruption, UnavailableError, printable
 from distsens.experiment import branch, merge
 from distsens.strict_yaml import RefusedYamlError, load_yaml
 from distsens.unread import unread
@@ -159,9 +159,14 @@ def write_output(field: str, path: str | None, document: object) -> int:
     try:
         Path(path).write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
     except OSError as error:
-        print(f"{field}: {path} cannot be written: {error.strerror or error}", file=sys.stderr)  # noqa: T201
+        print_error(f"{field}: {path} cannot be written: {error.strerror or error}")
         return 1
     return 0
+
+
+def print_error(line: str) -> None:
+    """Print one line to the standard error; what steers a terminal, as a file's name of others may, is escaped."""
+    print(printable(line), file=sys.stderr)  # noqa: T201
 
 
 def show_help(description: str, *parts: object) -> NoReturn:
@@ -194,12 +199,12 @@ def _run(job: Callable[[Sequence[str]], int]) -> int:
     try:
         code = job(sys.argv[1:])
     except InputError as error:
-        print(f"error: {error}", file=sys.stderr)  # noqa: T201
+        print_error(f"error: {error}")
         code = WRONG_INPUT
     except UnavailableError as error:
-        print(f"failed: {error}", file=sys.stderr)  # noqa: T201
+        print_error(f"failed: {error}")
         code = _FAILED
     except KeyboardInterrupt as error:
-        print("interrupted before the run began", file=sys.stderr)  # noqa: T201
+        print_error("interrupted before the run began")
         code = error.exit_code if isinstance(error, Interruption) else _INTERRUPTED
     return code

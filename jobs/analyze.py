@@ -11,15 +11,16 @@ python jobs/analyze.py --model RUN --pairs FOLDER          # pairs of jobs/evalu
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from distsens.command_line import (
     as_lists,
     check_output,
     parse_flags,
+    print_error,
     run_job,
     show_help,
     take_addresses,
@@ -74,6 +75,7 @@ def _analyze(options: Options, fields: dict[str, Any]) -> int:
     from rich.console import Console
 
     from distsens.analysis import Analysis
+    from distsens.console import print_line
     from distsens.distributed.analysis_driver import run_analysis
     from distsens.distributed.analysis_preflight import check_analysis
     from distsens.distributed.cluster import check_room
@@ -81,23 +83,20 @@ def _analyze(options: Options, fields: dict[str, Any]) -> int:
     from distsens.report.analysis import AnalysisView, show_analysis
 
     console = Console()
-
-    def say(line: str) -> None:
-        console.print(line, markup=False, highlight=False, soft_wrap=True)
-
+    say = partial(print_line, console)
     with checking(console) as tell:
         checked = check_analysis(Analysis.parse(fields), tell)
     for warning in checked.warnings:
         say(f"warning: {warning}")
     if options.dry_run:
         check_room([(checked.analysis.workers, 0)], say)
-        console.print("everything that can be checked is in order")
+        say("everything that can be checked is in order")
         return 0
     with AnalysisView(console) as view:
         summary, code = run_analysis(checked, view)
     show_analysis(console, summary)
     if summary.message is not None:
-        print(f"{summary.status}: {summary.message}", file=sys.stderr)
+        print_error(f"{summary.status}: {summary.message}")
     written = write_output("summary", options.summary, summary.to_dict())
     return code or written
 

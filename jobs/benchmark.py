@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -85,10 +86,9 @@ def _measure(options: Options, console: Any) -> tuple[list[Any], list[str]]:
     import torch
 
     from distsens import benchmark
+    from distsens.console import print_line
 
-    def say(line: str) -> None:
-        console.print(line, markup=False, highlight=False, soft_wrap=True)
-
+    say = partial(print_line, console)
     device, data = torch.device(options.device), options.data.model_dump(mode="json")
     precision = options.precision or benchmark.fast_precision(device)
     findings, jobs = [], Path(__file__).resolve().parent

@@ -11,15 +11,16 @@ python jobs/evaluate.py --verify claim.json --model runs/mnist-sns-20260102-0304
 from __future__ import annotations
 
 import shlex
-import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from distsens.command_line import (
     as_lists,
     check_output,
     parse_flags,
+    print_error,
     run_job,
     show_help,
     take_addresses,
@@ -31,8 +32,6 @@ from distsens.examination import Examination
 from distsens.experiment import Experiment, merge
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
     from distsens.distributed.evaluations import StoredEvaluation
     from distsens.evaluation import Verification
     from distsens.report import EvaluationSummary
@@ -90,6 +89,7 @@ def _evaluate(options: Options, models: Sequence[str], changes: dict[str, Any]) 
     # Ray, torch and MLflow take seconds to import: only once the words of the command are in order.
     from rich.console import Console
 
+    from distsens.console import print_line
     from distsens.distributed.cluster import check_room
     from distsens.distributed.evaluations import check_further, find_evaluation
     from distsens.distributed.examination_driver import (
@@ -109,10 +109,7 @@ def _evaluate(options: Options, models: Sequence[str], changes: dict[str, Any]) 
     from distsens.tracking import check_run
 
     console = Console()
-
-    def say(line: str) -> None:
-        console.print(line, markup=False, highlight=False, soft_wrap=True)
-
+    say = partial(print_line, console)
     claim = None if options.verify is None else read_claim(options.verify)
     begun: list[StoredEvaluation] = []
     if options.resume:
@@ -143,7 +140,7 @@ def _evaluate(options: Options, models: Sequence[str], changes: dict[str, Any]) 
     identity = identity_of(checked[0]) if claim is not None or options.claim is not None else None
     if claim is not None and identity is not None and (found := differences_from(claim, checked[0], identity)).faults:
         refuted = Verification(0, 0, 0, found.faults, found.notices)
-        _show(console, refuted)
+        _show(say, refuted)
         if not options.dry_run:
             write_output("summary", options.summary, summary_document([], 1, refuted))
         return 1
@@ -156,7 +153,7 @@ def _evaluate(options: Options, models: Sequence[str], changes: dict[str, Any]) 
         for one, stored in zip(checked, begun, strict=False):
             for key, reason in stored.shards(one.labels).left_out.items():
                 say(f"{key} of {stored.name} would not be counted, its images be judged again: {reason}")
-        console.print("everything that can be checked is in order")
+        say("everything that can be checked is in order")
         return 0
     summaries: list[EvaluationSummary] = []
     verification = None
@@ -166,27 +163,27 @@ def _evaluate(options: Options, models: Sequence[str], changes: dict[str, Any]) 
         show_evaluation(console, summary)
         summaries.append(summary)
         if summary.message is not None or ledger is None:
-            print(f"{summary.status}: {summary.message}", file=sys.stderr)
+            print_error(f"{summary.status}: {summary.message}")
             command = command_to_resume([one.storage for one in summaries], resumed, checked)
             written = {"--claim": options.claim, "--verify": options.verify, "--summary": options.summary}
             further = [word for flag, path in written.items() if path is not None for word in (flag, path)]
-            print(f"resume with: {shlex.join([*command, *further])}", file=sys.stderr)
+            print_error(f"resume with: {shlex.join([*command, *further])}")
             write_output("summary", options.summary, summary_document(summaries, len(checked)))
             return code
         if options.claim is not None and identity is not None:
             code = write_output("claim", options.claim, claim_of(one, identity, ledger, summary))
         if claim is not None and identity is not None:
             verification = verify_with(claim, one, identity, ledger)
-            _show(console, verification)
+            _show(say, verification)
             code = code or int(not verification.holds)
     show_models(console, summaries)
     return write_output("summary", options.summary, summary_document(summaries, len(checked), verification)) or code
 
 
-def _show(console: Console, verification: Verification) -> None:
+def _show(say: Callable[..., None], verification: Verification) -> None:
     for notice in verification.notices:
-        console.print(f"notice: {notice}", markup=False, highlight=False, soft_wrap=True)
-    console.print(verification.sentence, style="bold", markup=False, highlight=False, soft_wrap=True)
+        say(f"notice: {notice}")
+    say(verification.sentence, "bold")
 
 
 def _fields(

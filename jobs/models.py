@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from distsens.command_line import parse_flags, run_job, show_help, take_options
-from distsens.errors import InputError
+from distsens.errors import InputError, printable
 from distsens.experiment import Experiment, StoragePlace
 
 if TYPE_CHECKING:
@@ -79,23 +79,20 @@ def _look_after(options: Options, experiment: Experiment) -> int:
 
 def _show(storage: Place) -> None:
     from rich.console import Console
-    from rich.table import Table
 
+    from distsens.console import print_line
+    from distsens.report import print_table
     from distsens.storage import published
 
-    table = Table()
-    table.add_column("model", overflow="fold")
-    table.add_column("published")
-    for name in ("epoch", "clean", "robust", "MB"):
-        table.add_column(name, justify="right")
+    rows = []
     for name, manifest in published.models(storage).items():
         accuracies = (manifest.metrics.get(f"validation/{kind}_accuracy") for kind in ("clean", "robust"))
         shown = ("" if one is None else f"{one:.1%}" for one in accuracies)
         size = sum(record.size for record in manifest.files.values()) / 1e6
-        table.add_row(name, manifest.created[:19], str(manifest.epoch), *shown, f"{size:.1f}")
+        rows.append((name, manifest.created[:19], str(manifest.epoch), *shown, f"{size:.1f}"))
     console = Console()
-    console.print(table)
-    console.print(f"{table.row_count} models in {storage.url}", highlight=False, soft_wrap=True)
+    print_table(console, ("model", "published", "epoch", "clean", "robust", "MB"), rows)
+    print_line(console, f"{len(rows)} models in {storage.url}")
 
 
 def _fetch(storage: Place, name: str, folder: Path) -> None:
@@ -109,7 +106,7 @@ def _fetch(storage: Place, name: str, folder: Path) -> None:
         published.copy(storage, name, folder)
     except (CheckpointError, OSError) as error:
         raise InputError("fetch", name, str(error)) from None
-    print(f"{folder} holds {name}, verified")
+    print(printable(f"{folder} holds {name}, verified"))
 
 
 def _prune(storage: Place, keep: int, protect: Sequence[str]) -> None:
@@ -122,8 +119,8 @@ def _prune(storage: Place, keep: int, protect: Sequence[str]) -> None:
     after = published.models(storage)
     for name in before:
         if name not in after:
-            print(f"deleted {name}")
-    print(f"{len(after)} models stay in {storage.url}")
+            print(printable(f"deleted {name}"))
+    print(printable(f"{len(after)} models stay in {storage.url}"))
 
 
 if __name__ == "__main__":

@@ -7,14 +7,23 @@ python jobs/train.py --recipe mnist-sns --stabilize.weight 0.5 --threat.eps 8/25
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from shlex import quote
 from typing import Any
 
-from distsens.command_line import as_lists, check_output, parse_flags, run_job, show_help, take_options, write_output
+from distsens.command_line import (
+    as_lists,
+    check_output,
+    parse_flags,
+    print_error,
+    run_job,
+    show_help,
+    take_options,
+    write_output,
+)
 from distsens.errors import InputError
 from distsens.experiment import Experiment, load_recipe, merge, name_after
 
@@ -64,6 +73,7 @@ def _train(options: Options, experiment: Experiment, changes: dict[str, Any]) ->
     # Ray, torch and MLflow take seconds to import: only once the words of the command are in order.
     from rich.console import Console
 
+    from distsens.console import print_line
     from distsens.distributed.cluster import check_room
     from distsens.distributed.driver import run_training
     from distsens.distributed.preflight import check, storage_url
@@ -84,10 +94,7 @@ def _train(options: Options, experiment: Experiment, changes: dict[str, Any]) ->
     if options.summary is not None:
         check_output("summary", options.summary)
     console = Console()
-
-    def say(line: str) -> None:
-        console.print(line, markup=False, highlight=False, soft_wrap=True)
-
+    say = partial(print_line, console)
     with checking(console) as tell:
         checked = check(experiment, tell)
     if resumed is not None:
@@ -96,19 +103,17 @@ def _train(options: Options, experiment: Experiment, changes: dict[str, Any]) ->
         say(f"notice: {notice}")
     if options.dry_run:
         check_room([(experiment.workers, experiment.data.decoding_cpus)], say)
-        _show_checked(console, experiment, checked)
+        _show_checked(say, experiment, checked)
         return 0
     with open_view(console, experiment.training.epochs) as view:
         summary, code = run_training(experiment, checked, view, resumed)
     show_summary(console, summary)
     written = write_output("summary", options.summary, summary.to_dict())
     if summary.message is not None:
-        print(f"{summary.status}: {summary.message}", file=sys.stderr)
-        print(f"resume with: python jobs/train.py --resume {quote(address(summary.storage))}", file=sys.stderr)
+        print_error(f"{summary.status}: {summary.message}")
+        print_error(f"resume with: python jobs/train.py --resume {quote(address(summary.storage))}")
     else:
-        console.print(
-            f"next: {_how_to_look(summary.mlflow_uri)} shows the run in MLflow", highlight=False, soft_wrap=True
-        )
+        print_line(console, f"next: {_how_to_look(summary.mlflow_uri)} shows the run in MLflow")
     return code or written
 
 
@@ -118,22 +123,21 @@ def _how_to_look(uri: str) -> str:
     return uri if uri.startswith("http") else f"mlflow ui --backend-store-uri {quote(uri)}"
 
 
-def _show_checked(console: Any, experiment: Experiment, checked: Any) -> None:
+def _show_checked(say: Callable[[str], None], experiment: Experiment, checked: Any) -> None:
     data = checked.dataset
     extra = f"; {data.extra} of the training images are extra, {checked.extra.per_batch} a batch" if data.extra else ""
     limited = " (stratified by class)" if experiment.data.limit is not None else ""
-    console.print(
+    layers = ", ".join(f"{layer} ({count})" for layer, count in checked.neurons.items()) or "none"
+    say(
         f"data {data.name}: {len(data.train)} training{limited}, {len(data.validation)} validation "
-        f"and {len(data.test)} test images of shape {data.shape}, {len(data.classes)} classes{extra}\n"
-        f"model {experiment.model.name}: {checked.parameters:,} parameters\n"
-        f"layers {', '.join(f'{layer} ({count})' for layer, count in checked.neurons.items()) or 'none'}\n"
-        f"storage {checked.storage.url}\n"
-        f"tracking {checked.tracking_uri}\n"
-        f"workers {experiment.workers.num}\n"
-        "everything that can be checked is in order",
-        highlight=False,
-        soft_wrap=True,
+        f"and {len(data.test)} test images of shape {data.shape}, {len(data.classes)} classes{extra}"
     )
+    say(f"model {experiment.model.name}: {checked.parameters:,} parameters")
+    say(f"layers {layers}")
+    say(f"storage {checked.storage.url}")
+    say(f"tracking {checked.tracking_uri}")
+    say(f"workers {experiment.workers.num}")
+    say("everything that can be checked is in order")
 
 
 if __name__ == "__main__":

@@ -8,16 +8,25 @@ python jobs/tune.py --recipe tune-mnist-sns --sweep.trials 32 --search.stabilize
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from shlex import quote
 from typing import Any
 
 import yaml
 
-from distsens.command_line import as_lists, check_output, parse_flags, run_job, show_help, take_options, write_output
+from distsens.command_line import (
+    as_lists,
+    check_output,
+    parse_flags,
+    print_error,
+    run_job,
+    show_help,
+    take_options,
+    write_output,
+)
 from distsens.errors import InputError
 from distsens.experiment import Experiment, load_recipe, merge, name_after
 from distsens.search import Sweep, SweepPlan
@@ -99,6 +108,7 @@ def _tune(options: Options, recipe: dict[str, Any], plan: SweepPlan, resumed: An
     # Ray, torch and MLflow take seconds to import: only once the words of the command are in order.
     from rich.console import Console
 
+    from distsens.console import print_line
     from distsens.distributed.cluster import check_room
     from distsens.distributed.sweep_driver import run_sweep
     from distsens.distributed.sweep_preflight import check_sweep
@@ -110,10 +120,7 @@ def _tune(options: Options, recipe: dict[str, Any], plan: SweepPlan, resumed: An
     if options.summary is not None:
         check_output("summary", options.summary)
     console = Console()
-
-    def say(line: str) -> None:
-        console.print(line, markup=False, highlight=False, soft_wrap=True)
-
+    say = partial(print_line, console)
     with checking(console) as tell:
         checked = check_sweep(plan, tell)
     if resumed is not None:
@@ -123,20 +130,20 @@ def _tune(options: Options, recipe: dict[str, Any], plan: SweepPlan, resumed: An
     if options.dry_run:
         trainings = (plan.base, plan.champion(plan.first))
         check_room([(one.workers, one.data.decoding_cpus) for one in trainings], say)
-        _show_checked(console, plan, checked)
+        _show_checked(say, plan, checked)
         return 0
     with SweepView(console, plan.total, plan.rungs) as view:
         summary, outcome, code = run_sweep(recipe, checked, view, lambda epochs: open_view(console, epochs), resumed)
     written = write_output("summary", options.summary, summary.to_dict())
     show_sweep(console, summary, outcome)
-    console.print(f"report: {address(summary.storage)}/report/report.html", highlight=False, soft_wrap=True)
+    say(f"report: {address(summary.storage)}/report/report.html")
     if summary.message is not None:
-        print(f"{summary.status}: {summary.message}", file=sys.stderr)
-        print(f"resume with: python jobs/tune.py --resume {quote(address(summary.storage))}", file=sys.stderr)
+        print_error(f"{summary.status}: {summary.message}")
+        print_error(f"resume with: python jobs/tune.py --resume {quote(address(summary.storage))}")
     return code or written
 
 
-def _show_checked(console: Any, plan: SweepPlan, checked: Any) -> None:
+def _show_checked(say: Callable[[str], None], plan: SweepPlan, checked: Any) -> None:
     lines = [f"search {name}: {one}" for name, one in plan.space.items()]
     lines.append(f"{plan.total} trials by {plan.sweep.searcher}, scheduler {plan.sweep.scheduler}")
     for rung in range(1, plan.rungs + 1):
@@ -146,7 +153,8 @@ def _show_checked(console: Any, plan: SweepPlan, checked: Any) -> None:
     lines.append(f"data {data.name}: {len(data.train)} training and {len(data.validation)} validation images")
     lines += [f"storage {checked.base.storage.url}", f"tracking {checked.base.tracking_uri}"]
     lines.append("everything that can be checked is in order")
-    console.print("\n".join(lines), highlight=False, markup=False, soft_wrap=True)
+    for line in lines:
+        say(line)
 
 
 if __name__ == "__main__":

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from rich.box import SIMPLE
 from rich.table import Table
 
 from distsens.benchmark.finding import Finding, Report
+from distsens.console import plain
+from distsens.errors import printable
 
 _MET, _MISSED, _NONE = "#009E73", "#D55E00", "#0072B2"
 _VERDICTS = {True: "met", False: "missed", None: ""}
@@ -17,24 +20,29 @@ _VERDICTS = {True: "met", False: "missed", None: ""}
 
 def benchmark_table(report: Report) -> Table:
     """One row a finding."""
-    table = Table(title=_environment_line(report), box=SIMPLE, pad_edge=False)
+    table = Table(title=plain(_environment_line(report)), box=SIMPLE, pad_edge=False)
     for name in ("", "median", "quartiles", "target", ""):
         table.add_column(name, justify="left" if name in ("", "target") else "right")
     for finding in report.findings:
         spread, style = finding.spread, {True: "green", False: "red", None: ""}[finding.met]
         quartiles = "" if spread.low == spread.high else f"{_number(spread.low)} to {_number(spread.high)}"
         table.add_row(
-            finding.title,
+            plain(finding.title),
             f"{_number(spread.median)} {finding.unit}",
             quartiles,
             _target(finding),
-            f"[{style}]{_VERDICTS[finding.met]}[/]" if style else "",
+            plain(_VERDICTS[finding.met], style),
         )
     return table
 
 
 def benchmark_figure(report: Report) -> Figure:
     """Speed-ups and costs as bars with quartiles, each with its target as a line."""
+    with rc_context({"text.parse_math": False, "text.usetex": False}):  # a model may be called $x$
+        return _figure(report)
+
+
+def _figure(report: Report) -> Figure:
     units = [("x", "times as fast"), ("%", "time added, %")]
     groups = [(label, [one for one in report.findings if one.unit == unit]) for unit, label in units]
     groups = [(label, findings) for label, findings in groups if findings]
@@ -62,7 +70,7 @@ def _bars(axes: Axes, findings: Sequence[Finding]) -> None:
         )
         if finding.target is not None:
             axes.plot([finding.target] * 2, [row - 0.42, row + 0.42], color="black", linewidth=2)
-    axes.set_yticks(range(len(findings)), [finding.title.strip() for finding in findings], fontsize="small")
+    axes.set_yticks(range(len(findings)), [printable(finding.title.strip()) for finding in findings], fontsize="small")
     axes.invert_yaxis()
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(axis="x", alpha=0.25)
@@ -70,7 +78,7 @@ def _bars(axes: Axes, findings: Sequence[Finding]) -> None:
 
 def _environment_line(report: Report) -> str:
     machine = report.environment["gpu"] or f"{report.environment['cpu']}, {report.environment['threads']} threads"
-    return f"{machine}, torch {report.environment['torch']}"
+    return printable(f"{machine}, torch {report.environment['torch']}")
 
 
 def _number(value: float) -> str:

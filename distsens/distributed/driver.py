@@ -18,6 +18,7 @@ from distsens.distributed.runs import StoredRun, new_name, pin_places
 from distsens.distributed.signals import Caught, ignore_signals, signals_interrupt
 from distsens.distributed.training import follow, ray_notes, share_data, start_training
 from distsens.distributed.worker import Job
+from distsens.errors import printable
 from distsens.experiment import Experiment
 from distsens.report import Summary, View
 from distsens.tracking import TrackedRun, without_password
@@ -141,7 +142,7 @@ def _describe(experiment: Experiment, checked: Checked, tracked: TrackedRun) -> 
     tracked.log_text("experiment.yaml", experiment.to_yaml())
     dataset = checked.dataset
     if dataset.left_out:
-        tracked.log_text("left_out.txt", "\n".join(dataset.left_out) + "\n")
+        tracked.log_text("left_out.txt", "".join(f"{printable(one)}\n" for one in dataset.left_out))
     for context in ("train", "validation", "test"):
         split = getattr(dataset, context)
         tracked.log_dataset(

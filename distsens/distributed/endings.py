@@ -42,7 +42,8 @@ def explain(error: Exception, say: Callable[[str], None]) -> str:
         return str(error)
     if is_store_error(error):
         return f"MLflow: {reason(error)}"
-    say("".join(traceback.format_exception(error)))
+    for line in "".join(traceback.format_exception(error)).rstrip().split("\n"):
+        say(line)
     return f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
 
 

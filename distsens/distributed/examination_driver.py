@@ -46,7 +46,7 @@ from distsens.evaluation import (
 from distsens.examination import Examination, JudgedData, JudgedModel
 from distsens.experiment import Experiment, merge
 from distsens.logits import too_many_not_finite
-from distsens.report import EvaluationSummary, EvaluationView, evaluation_figure
+from distsens.report import EvaluationSummary, EvaluationView, evaluation_figure, in_style
 from distsens.storage import Place, address, open_place, write_json
 from distsens.tracking import TrackedRun, without_password
 
@@ -378,8 +378,9 @@ def _record(summary: EvaluationSummary, ledger: Ledger, tracked: TrackedRun) -> 
     tracked.log_result(summary.metrics())
     tracked.log_bytes("ledger.parquet", ledger.to_parquet())
     tracked.log_json("evaluation.json", summary.to_dict())
-    for kind in ("png", "svg"):
-        tracked.log_figure(f"evaluation.{kind}", evaluation_figure(summary))
+    with in_style():
+        for kind in ("png", "svg"):
+            tracked.log_figure(f"evaluation.{kind}", evaluation_figure(summary))
 
 
 def model_of(checked: CheckedExamination) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from distsens.distributed.monitor import EndedEarly, EpochFinished, Event, Start
 from distsens.distributed.preflight import Checked
 from distsens.distributed.runs import StoredRun
 from distsens.experiment import Experiment
-from distsens.report import Summary, View, sensitivity_parquet, training_figure
+from distsens.report import Summary, View, in_style, sensitivity_parquet, training_figure
 from distsens.storage import Checkpoints, published
 from distsens.tracking import TrackedRun, without_password
 from distsens.training import WEIGHTS, EpochRecord, best_epoch, load_weights
@@ -148,8 +148,9 @@ def log_figure(stored: StoredRun, tracked: TrackedRun, followed: Followed) -> No
     """Accuracy and sensitivity over the epochs so far."""
     if followed.best is not None:
         figure = training_figure(followed.history, followed.best.epoch, stored.name)
-        tracked.log_figure("training.png", figure)
-        tracked.log_figure("training.svg", figure)
+        with in_style():
+            tracked.log_figure("training.png", figure)
+            tracked.log_figure("training.svg", figure)
 
 
 def _manifest(manifest: Any) -> dict[str, Any]:

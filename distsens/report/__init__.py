@@ -3,6 +3,7 @@
 Of an analysis and of a sweep in modules of their own, `analysis` and `sweep`, which import more.
 """
 
+from distsens.report.console_table import print_table
 from distsens.report.evaluation import (
     EvaluationSummary,
     EvaluationView,
@@ -14,6 +15,7 @@ from distsens.report.evaluation import (
 )
 from distsens.report.figures import training_figure
 from distsens.report.pulse import checking
+from distsens.report.style import in_style
 from distsens.report.summary import Summary
 from distsens.report.tables import sensitivity_parquet
 from distsens.report.view import LiveView, PlainView, View, open_view, show_summary
@@ -27,7 +29,9 @@ __all__ = [
     "View",
     "checking",
     "evaluation_figure",
+    "in_style",
     "open_view",
+    "print_table",
     "sensitivity_parquet",
     "show_evaluation",
     "show_models",

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 from rich.console import Console
 from rich.table import Table
-from rich.text import Text
+
+from distsens.console import plain
 
 # Of a column: a border and a blank to each side.
 _AROUND = 3
@@ -45,7 +46,7 @@ def fitting_tables(
 
 
 def _widths(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> list[int]:
-    return [max(Text(cell).cell_len for cell in column) + _AROUND for column in zip(columns, *rows, strict=True)]
+    return [max(plain(cell).cell_len for cell in column) + _AROUND for column in zip(columns, *rows, strict=True)]
 
 
 def _blocks(widths: Sequence[int], room: int) -> list[list[int]]:
@@ -69,10 +70,10 @@ def _table(
     table = Table()
     for position in positions:
         flush = "right" if position and columns[position] else "left"
-        table.add_column(Text(columns[position]), justify=flush, overflow="fold", no_wrap=position > 0)  # type: ignore[arg-type]
+        table.add_column(plain(columns[position]), justify=flush, overflow="fold", no_wrap=position > 0)  # type: ignore[arg-type]
     for number, row in enumerate(rows, 1):
         stands_out = last_stands_out and number == len(rows)
         if stands_out:
             table.add_section()
-        table.add_row(*(Text(row[position]) for position in positions), style="bold" if stands_out else None)
+        table.add_row(*(plain(row[position]) for position in positions), style="bold" if stands_out else None)
     return table

@@ -15,6 +15,7 @@ from matplotlib.ticker import PercentFormatter
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from distsens.console import print_line
 from distsens.evaluation import (
     Check,
     ErrorRates,
@@ -185,13 +186,12 @@ def show_evaluation(console: Console, summary: EvaluationSummary) -> None:
     if clean is None or robust is None:
         return
     threat = summary.examination["threat"]
-    console.print(
+    print_line(
+        console,
         f"{summary.model['name']}: {summary.judged} of {summary.images} {summary.data['split']} images"
         f"{JudgedData.model_validate(summary.examination.get('data', {})).chosen}, "
         f"{threat['norm']} eps {threat['eps']:.6g}",
-        style="bold",
-        highlight=False,
-        soft_wrap=True,
+        "bold",
     )
     rows = [("no attack", *_cells(clean), "", "")]
     for name, value in summary.after_attack.items():
@@ -204,20 +204,15 @@ def show_evaluation(console: Console, summary: EvaluationSummary) -> None:
     _show_classes(console, summary)
     _show_more(console, summary)
     for warning in summary.warnings:
-        console.print(f"warning: {warning}", markup=False, highlight=False, soft_wrap=True)
+        print_line(console, f"warning: {warning}")
     if summary.not_finite:
-        console.print(
-            f"{summary.not_finite} images have logits that are NaN or infinite, which counts as misclassified",
-            highlight=False,
-            soft_wrap=True,
+        print_line(
+            console, f"{summary.not_finite} images have logits that are NaN or infinite, which counts as misclassified"
         )
     if summary.violations:
-        console.print(f"{summary.violations} examples lay outside the ball or [0, 1] and did not count")
-    console.print(
-        f"{summary.seconds:.0f} s, {summary.workers} workers, {summary.images_per_second:.2f} images/s",
-        highlight=False,
-    )
-    console.print(f"MLflow run {summary.mlflow_run_id} in {summary.mlflow_uri}", highlight=False, soft_wrap=True)
+        print_line(console, f"{summary.violations} examples lay outside the ball or [0, 1] and did not count")
+    print_line(console, f"{summary.seconds:.0f} s, {summary.workers} workers, {summary.images_per_second:.2f} images/s")
+    print_line(console, f"MLflow run {summary.mlflow_run_id} in {summary.mlflow_uri}")
 
 
 def _cells(value: Mapping[str, float]) -> tuple[str, str]:
@@ -230,7 +225,7 @@ def _show_classes(console: Console, summary: EvaluationSummary) -> None:
         shown = ", ".join(
             f"{name} {value['value']:.1%} ({value['count']} of {value['images']})" for name, value in weakest.items()
         )
-        console.print(f"least robust classes: {shown}", markup=False, highlight=False, soft_wrap=True)
+        print_line(console, f"least robust classes: {shown}")
 
 
 def least_robust_classes(summary: EvaluationSummary, most: int = 5) -> dict[str, Json]:
@@ -244,7 +239,7 @@ def least_robust_classes(summary: EvaluationSummary, most: int = 5) -> dict[str,
 def _show_more(console: Console, summary: EvaluationSummary) -> None:
     if summary.curve:
         points = ", ".join(f"{point['eps']:.4g}: {point['robust']['value']:.2%}" for point in summary.curve)
-        console.print(f"robust accuracy by eps (apgd-ce): {points}", highlight=False, soft_wrap=True)
+        print_line(console, f"robust accuracy by eps (apgd-ce): {points}")
     if summary.corruption_errors:
         severities = max(map(len, summary.corruption_errors.values()))
         print_table(
@@ -256,10 +251,10 @@ def _show_more(console: Console, summary: EvaluationSummary) -> None:
             ],
         )
     if summary.mean_corruption_error is not None:
-        console.print(f"mCE relative to the baseline: {summary.mean_corruption_error:.1%}", highlight=False)
+        print_line(console, f"mCE relative to the baseline: {summary.mean_corruption_error:.1%}")
     for check in summary.diagnostics:
         verdict = "ok     " if check["passed"] else "SUSPECT"
-        console.print(f"{verdict} {check['name']}: {check['sentence']}", markup=False, highlight=False, soft_wrap=True)
+        print_line(console, f"{verdict} {check['name']}: {check['sentence']}")
 
 
 def show_models(console: Console, summaries: Sequence[EvaluationSummary]) -> None:
@@ -273,11 +268,10 @@ def show_models(console: Console, summaries: Sequence[EvaluationSummary]) -> Non
     ]
     print_table(console, ("model", "clean", "95 % interval", "robust", "95 % interval"), rows)
     for name, spread in spread_over_models(summaries).items():
-        console.print(
+        print_line(
+            console,
             f"{name.replace('_', ' ')} over {len(summaries)} seeds: {spread.mean:.2%}, "
             f"standard deviation {spread.std:.2%}, 95 % interval of the mean {spread.low:.2%} to {spread.high:.2%}",
-            highlight=False,
-            soft_wrap=True,
         )
 
 
@@ -424,8 +418,7 @@ def _figure(summary: EvaluationSummary) -> Figure:
 
 
 def _draw_attacks(axes: Axes, summary: EvaluationSummary) -> None:
-    values = {"no attack": summary.clean_accuracy, **summary.after_attack}
-    _bars(axes, values, _COLOURS["robust"])
+    _bars(axes, ["no attack", *summary.after_attack], [summary.clean_accuracy, *summary.after_attack.values()])
     axes.set_title("accuracy after each attack in turn", fontsize="medium")
 
 
@@ -436,12 +429,7 @@ def _draw_classes(axes: Axes, summary: EvaluationSummary) -> None:
         rising = sorted(classes.items(), key=lambda item: item[1]["robust"]["value"])
         classes = dict(rising[:_CLASSES_DRAWN])
         title = f"the {_CLASSES_DRAWN} least robust of {len(rising)} classes (dots: clean)"
-    names = shorts(list(classes), 24)
-    _bars(
-        axes,
-        {name: values["robust"] for name, values in zip(names, classes.values(), strict=True)},
-        _COLOURS["robust"],
-    )
+    _bars(axes, shorts(list(classes), 24), [values["robust"] for values in classes.values()])
     axes.plot(
         [values["clean"]["value"] for values in classes.values()],
         range(len(classes)),
@@ -452,13 +440,14 @@ def _draw_classes(axes: Axes, summary: EvaluationSummary) -> None:
     axes.set_title(title, fontsize="medium")
 
 
-def _bars(axes: Axes, values: Mapping[str, Any], colour: str) -> None:
-    numbers = [value["value"] for value in values.values()]
-    errors = [
-        [value["value"] - value["low"] for value in values.values()],
-        [value["high"] - value["value"] for value in values.values()],
-    ]
-    axes.barh(list(values), numbers, color=colour, alpha=0.85, xerr=errors, ecolor="0.25", error_kw={"capsize": 3})
+def _bars(axes: Axes, names: Sequence[str], values: Sequence[Any]) -> None:
+    numbers = [value["value"] for value in values]
+    errors = [[value["value"] - value["low"] for value in values], [value["high"] - value["value"] for value in values]]
+    places = range(len(names))
+    axes.barh(
+        places, numbers, color=_COLOURS["robust"], alpha=0.85, xerr=errors, ecolor="0.25", error_kw={"capsize": 3}
+    )
+    axes.set_yticks(places, names)  # at once: of names that become ticks only later the style would be gone
     axes.invert_yaxis()
     axes.set_xlim(0, 1)
     axes.xaxis.set_major_formatter(PercentFormatter(1.0))

@@ -6,9 +6,10 @@ from collections.abc import Sequence
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-from distsens.report.style import shorts, title_over
+from distsens.report.style import drawn, shorts, title_over
 from distsens.training import EpochRecord
 
 # Okabe and Ito's palette, which colour-blind readers can tell apart; the yellow is too faint on white.
@@ -19,6 +20,10 @@ _ROOM_FOR_A_WORD = 16  # points, between a panel and its title
 
 def training_figure(history: Sequence[EpochRecord], best_epoch: int, title: str) -> Figure:
     """Accuracy, and mean sensitivity of every layer, absolute and relative, on validation over epochs."""
+    return drawn(lambda: _figure(history, best_epoch, title))
+
+
+def _figure(history: Sequence[EpochRecord], best_epoch: int, title: str) -> Figure:
     figure = Figure(figsize=(13, 4.4), layout="constrained")
     accuracy, absolute, relative = figure.subplots(1, 3)
     title_over(figure, title)
@@ -37,16 +42,18 @@ def training_figure(history: Sequence[EpochRecord], best_epoch: int, title: str)
     # Below the panel: inside, some run's curves would cross it.
     accuracy.legend(loc="upper center", bbox_to_anchor=(0.5, -0.14), ncols=2, frameon=False, fontsize="small")
 
-    _layers(absolute, history, "absolute")
+    lines_of_layers = _layers(absolute, history, "absolute")
     absolute.set_ylabel("mean |change| of a neuron's output")
     _layers(relative, history, "relative")
     relative.set_ylabel("mean |change| / mean |benign output|")
-    handles, labels = absolute.get_legend_handles_labels()
-    if len(labels) > 12:  # of a deep network the legend names some layers, evenly
-        step = -(-len(labels) // 12)
-        handles, labels = handles[::step], labels[::step]
+    named = list(lines_of_layers)[:: max(1, -(-len(lines_of_layers) // 12))]  # of a deep network some, evenly
     figure.legend(
-        handles, shorts(labels, 28), loc="outside right center", frameon=False, fontsize="small", title="layer"
+        [lines_of_layers[layer] for layer in named],
+        shorts(named, 28),
+        loc="outside right center",
+        frameon=False,
+        fontsize="small",
+        title="layer",
     )
 
     for axes, name in ((accuracy, "accuracy"), (absolute, "absolute sensitivity"), (relative, "relative sensitivity")):
@@ -64,11 +71,13 @@ def training_figure(history: Sequence[EpochRecord], best_epoch: int, title: str)
     return figure
 
 
-def _layers(axes: Axes, history: Sequence[EpochRecord], measure: str) -> None:
+def _layers(axes: Axes, history: Sequence[EpochRecord], measure: str) -> dict[str, Line2D]:
+    """The lines by layer: matplotlib itself leaves those out of a legend whose names begin with ``_``."""
     prefix = f"sensitivity/{measure}/"
     names = [name.removeprefix(prefix) for name in history[0].metrics if name.startswith(prefix)]
+    lines = {}
     for number, layer in enumerate(names):
-        axes.plot(
+        (lines[layer],) = axes.plot(
             [record.epoch for record in history],
             [record.metrics[prefix + layer] for record in history],
             color=_COLOURS[number % len(_COLOURS)],
@@ -76,3 +85,4 @@ def _layers(axes: Axes, history: Sequence[EpochRecord], measure: str) -> None:
             label=layer,
         )
     axes.set_ylim(bottom=0)
+    return lines

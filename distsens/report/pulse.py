@@ -9,6 +9,8 @@ from contextlib import contextmanager
 
 from rich.console import Console
 
+from distsens.console import plain, print_line
+
 SECONDS = 30.0
 """The longest that a log stays silent while something is done."""
 
@@ -40,7 +42,7 @@ class Pulse:
     def say(self, line: str) -> None:
         """Show a line that stays."""
         self._said = time.monotonic()
-        self._console.print(line, highlight=False, markup=False, soft_wrap=True)
+        print_line(self._console, line)
 
     def doing(self, what: str) -> None:
         """What is being done from now on, or how far it is; nothing worth a word if empty."""
@@ -62,7 +64,7 @@ def checking(console: Console) -> Iterator[Callable[[str], None]]:
     """Show that something is being checked; yields what says what it is."""
     if console.is_terminal:
         with console.status("checking") as status:
-            yield status.update
+            yield lambda what: status.update(plain(what))
         return
     with Pulse(console) as pulse:
         pulse.doing("checking")

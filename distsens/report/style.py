@@ -6,7 +6,8 @@ import io
 import math
 import re
 import textwrap
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, TypeVar
@@ -16,6 +17,8 @@ from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, LogLocator, NullFormatter
+
+from distsens.errors import printable
 
 # Okabe and Ito's palette, which colour-blind readers can tell apart, and which reads on white and on near black.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
@@ -33,6 +36,7 @@ _SETTINGS: Any = {
     "font.size": 10.0,
     "svg.fonttype": "none",
     "text.parse_math": False,  # a model may be called $x$
+    "text.usetex": False,
     "text.color": _INK,
     "axes.edgecolor": _INK,
     "axes.labelcolor": _INK,
@@ -86,9 +90,16 @@ class Plate:
         return _rendered(self.figure, "png", self.name)
 
 
-def drawn(draw: Callable[[], Figure]) -> Figure:
-    """Draw a figure in this style, whatever the process has set."""
+@contextmanager
+def in_style() -> Iterator[None]:
+    """What is drawn and stored in the block is so in this style, whatever the process has set."""
     with mpl.rc_context(_SETTINGS):
+        yield
+
+
+def drawn(draw: Callable[[], Figure]) -> Figure:
+    """Draw a figure in this style."""
+    with in_style():
         return draw()
 
 
@@ -111,11 +122,16 @@ def inline_svg(plate: Plate, label: str) -> str:
     text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
     referred = set(re.findall(r'href="#([^"]+)"|url\(#([^)]+)\)', text))
     known = {one for pair in referred for one in pair}
-    text = re.sub(r' id="([^"]+)"', lambda found: f' id="{name}-{found[1]}"' if found[1] in known else "", text)
-    text = re.sub(r'href="#([^"]+)"', rf'href="#{name}-\1"', text)
-    text = re.sub(r"url\(#([^)]+)\)", rf"url(#{name}-\1)", text)
+
+    def adapted(tag: re.Match[str]) -> str:
+        one = re.sub(r' id="([^"]+)"', lambda found: f' id="{name}-{found[1]}"' if found[1] in known else "", tag[0])
+        one = re.sub(r'href="#([^"]+)"', rf'href="#{name}-\1"', one)
+        one = re.sub(r"url\(#([^)]+)\)", rf"url(#{name}-\1)", one)
+        return one.replace(_INK, "currentColor").replace(_GRID, "var(--grid)")
+
     # The paper first: it is the one white patch, behind everything.
-    text = text.replace("fill: #ffffff", "fill: none", 1).replace(_INK, "currentColor").replace(_GRID, "var(--grid)")
+    text = text.replace("fill: #ffffff", "fill: none", 1)
+    text = re.sub(r"<[^>]*>", adapted, text)  # and not what stands between them, which may be a name of others
     width, height = (float(x) for x in re.findall(r'(?:width|height)="([\d.]+)pt"', text)[:2])
     head = (
         f'<svg role="img" aria-label="{label}" viewBox="0 0 {width:g} {height:g}"'
@@ -196,11 +212,12 @@ def plain_log(axis: Axis, low: float, high: float) -> None:
 
 def title_over(figure: Figure, text: str) -> None:
     """A title of the whole figure, on as many lines as it takes."""
-    figure.suptitle(textwrap.fill(text, max(20, int(figure.get_figwidth() / _TITLE_LETTER))))
+    figure.suptitle(textwrap.fill(printable(text), max(20, int(figure.get_figwidth() / _TITLE_LETTER))))
 
 
 def shorts(names: Sequence[str], most: int = 22) -> list[str]:
     """:func:`short` of each, but as long as it takes for different names to stay so."""
+    names = [printable(name) for name in names]
     longest = max(map(len, names), default=0)
     for letters in range(most, max(most, longest)):
         words = [short(name, letters) for name in names]
@@ -210,6 +227,6 @@ def shorts(names: Sequence[str], most: int = 22) -> list[str]:
 
 
 def short(name: str, most: int = 22) -> str:
-    """A layer's name without the wrapper's part, and cut in the middle if it is long."""
-    name = name.removeprefix("network.")
+    """A layer's name, printable, without the wrapper's part, and cut in the middle if it is long."""
+    name = printable(name).removeprefix("network.")
     return name if len(name) <= most else f"{name[: most // 2 - 1]}…{name[-most // 2 :]}"

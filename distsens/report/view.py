@@ -10,6 +10,8 @@ from rich.console import Console
 from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from distsens.console import print_line
+from distsens.errors import printable
 from distsens.report.console_table import print_table
 from distsens.report.pulse import Pulse
 from distsens.report.summary import Summary
@@ -115,11 +117,11 @@ class LiveView:
 
     def say(self, line: str) -> None:
         """Print it above the bars."""
-        self._console.print(line, highlight=False, markup=False)
+        print_line(self._console, line)
 
     def doing(self, what: str, detail: str = "") -> None:
         """Show it beside the bar of the run, in place of the epoch's bar."""
-        self._progress.update(self._run, note=f"{what} {detail}".rstrip())
+        self._progress.update(self._run, note=printable(f"{what} {detail}".rstrip()))
         self._progress.update(self._steps, visible=False)
 
     def step(self, progress: StepProgress) -> None:
@@ -167,13 +169,15 @@ def epoch_line(record: EpochRecord, *, best: bool) -> str:
 def show_summary(console: Console, summary: Summary) -> None:
     """The final table."""
     if summary.test is not None:
-        _heading(console, f"{summary.run}: epoch {summary.best_epoch} on {summary.test['images']:.0f} test images")
+        print_line(
+            console, f"{summary.run}: epoch {summary.best_epoch} on {summary.test['images']:.0f} test images", "bold"
+        )
         accuracies = [f"{summary.test[key]:.2%}" for key in ("clean_accuracy", "fgsm_accuracy", "pgd_accuracy")]
         print_table(console, ("clean", "FGSM", _attack_name(summary)), [accuracies])
         if lost := summary.test.get("not_finite"):
-            console.print(f"{lost:.0f} images have logits that are NaN or infinite, which counts as wrong")
+            print_line(console, f"{lost:.0f} images have logits that are NaN or infinite, which counts as wrong")
     if summary.sensitivity:
-        _heading(console, "sensitivity on validation, mean over neurons")
+        print_line(console, "sensitivity on validation, mean over neurons", "bold")
         best = f"best epoch ({summary.best_epoch})"
         columns = ("layer", *(name for m in ("absolute", "relative") for name in (f"{m}, epoch 1", best)))
         rows = [
@@ -182,10 +186,11 @@ def show_summary(console: Console, summary: Summary) -> None:
         ]
         print_table(console, columns, rows)
     if summary.alarm is not None:
-        console.print(f"alarm: {summary.alarm}", markup=False, highlight=False, soft_wrap=True)
+        print_line(console, f"alarm: {summary.alarm}")
     if summary.ended_early is not None:
-        console.print(f"ended early at {summary.ended_early}", markup=False, highlight=False, soft_wrap=True)
-    console.print(
+        print_line(console, f"ended early at {summary.ended_early}")
+    print_line(
+        console,
         f"{summary.epochs} epochs, {summary.workers} workers, {summary.seconds:.0f} s"
         + (
             f", {summary.images_per_second:,.0f} images/s, "
@@ -193,17 +198,10 @@ def show_summary(console: Console, summary: Summary) -> None:
             if summary.images_per_second
             else ""
         ),
-        highlight=False,
-        soft_wrap=True,
     )
-    console.print(f"MLflow run {summary.mlflow_run_id} in {summary.mlflow_uri}", highlight=False, soft_wrap=True)
+    print_line(console, f"MLflow run {summary.mlflow_run_id} in {summary.mlflow_uri}")
     if summary.published is not None:
-        console.print(f"model {summary.published}", highlight=False, soft_wrap=True)
-
-
-def _heading(console: Console, text: str) -> None:
-    """A line above a table; a table's own title would be wrapped to the table's width."""
-    console.print(text, style="bold", highlight=False, markup=False, soft_wrap=True)
+        print_line(console, f"model {summary.published}")
 
 
 def _attack_name(summary: Summary) -> str:

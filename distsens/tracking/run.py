@@ -14,6 +14,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Literal
 
+from distsens.errors import printable
 from distsens.tracking.guardian import DRIVER_TAG, OUTCOME_TAG, SWEEP_TAG, Guardian, end_trials
 from distsens.tracking.moved import follow_artifacts
 from distsens.tracking.names import names_in_mlflow
@@ -316,7 +317,7 @@ class TrackedRun:
             with _writing_artifacts():
                 model_uri = log_model(self._client, self.run_id, model, example, step=self._last_epoch or 0)
         except ExportError as error:
-            self.set_tag(MODEL_TAG, f"weights only: {error}")
+            self.set_tag(MODEL_TAG, printable(f"weights only: {error}"))
             return None
         self.set_tag(MODEL_TAG, model_uri)
         return model_uri
@@ -353,6 +354,8 @@ class TrackedRun:
         if self._ended:
             return
         self._ended = True
+        if message is not None:  # it may name a file that is not UTF-8, which no store takes
+            message = printable(message)
         try:
             if self._is_mine():
                 if message is not None:

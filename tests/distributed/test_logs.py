@@ -7,6 +7,8 @@ import logging
 import sys
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from distsens.distributed.logs import Log, logged, worker_log
 
@@ -39,6 +41,18 @@ def test_each_line_is_json_with_the_run_the_rank_and_the_events_own_fields(capsy
     }
     assert (second["level"], second["run"], second["rank"]) == ("ERROR", "run-1", 3)
     assert "ValueError: no such thing" in second["traceback"]
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.text(st.characters()) | st.sampled_from(["\x1b[31m", "a\nb\r", "\u202e", "\udcff", "\0"]))
+def test_whatever_a_name_holds_a_line_is_one_line_of_plain_letters(
+    capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    log_here("run-1", 3).info("read %s", name, extra={"file": name})
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.isascii()
+    assert line.isprintable()
+    assert (json.loads(line)["message"], json.loads(line)["file"]) == (f"read {name}", name)
 
 
 def test_a_task_is_told_with_its_seconds_when_it_is_done_and_with_its_traceback_when_it_fails(

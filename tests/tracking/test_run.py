@@ -216,6 +216,12 @@ def test_a_run_ends_with_its_status_and_its_outcome(store: Store, run: TrackedRu
     assert found.info.end_time >= found.info.start_time
 
 
+def test_an_outcome_that_names_a_file_which_is_not_utf_8_is_kept(store: Store, run: TrackedRun):
+    run.finish("FAILED", "cannot read \udcff.png\x1b[31m")
+    found = store.client.get_run(run.run_id)
+    assert (found.info.status, found.data.tags["distsens.outcome"]) == ("FAILED", r"cannot read \udcff.png\x1b[31m")
+
+
 def test_only_the_first_end_counts(store: Store, run: TrackedRun):
     run.finish("FAILED", "first")
     run.finish("FINISHED", "second")

@@ -9,7 +9,7 @@ from matplotlib.ticker import FixedLocator, MaxNLocator, PercentFormatter
 
 from distsens.analysis import Findings
 from distsens.report.analysis.figures_models import of_model
-from distsens.report.style import COLOURS, SELECTIONS, STYLES, Plate, drawn, grid, legend_above, short, some
+from distsens.report.style import COLOURS, SELECTIONS, STYLES, Plate, drawn, grid, legend_above, short, shorts, some
 
 _NAMES = {"top": "most sensitive", "random": "random", "bottom": "least sensitive"}
 _WHAT = {"benign": "their benign value", "zero": "zero", "mean": "their mean benign output"}
@@ -120,12 +120,13 @@ def _contributions(neurons: pd.DataFrame) -> Figure:
     layers = some(list(dict.fromkeys(neurons.loc[neurons["contribution"].notna(), "layer"])), 12)
     figure = Figure(figsize=(6.4, 3.8), layout="constrained")
     axes = figure.subplots()
+    lines = []
     for position, layer in enumerate(layers):
         parts = neurons[neurons["layer"] == layer].sort_values("rank")["part"].to_numpy()
         along = np.arange(len(parts) + 1) / len(parts)
-        axes.plot(
+        lines += axes.plot(
             along, np.concatenate([[0.0], parts.cumsum()]), color=COLOURS[position % len(COLOURS)],
-            linestyle=STYLES[position // len(COLOURS) % len(STYLES)], label=short(layer),
+            linestyle=STYLES[position // len(COLOURS) % len(STYLES)],
         )  # fmt: skip
     axes.plot([0, 1], [0, 1], color="#777777", linewidth=1)
     axes.set_xlim(0, 1)
@@ -133,5 +134,5 @@ def _contributions(neurons: pd.DataFrame) -> Figure:
         axis.set_major_formatter(PercentFormatter(1.0))
     axes.set_xlabel("neurons of the layer, the most sensitive first")
     axes.set_ylabel("part of the change of the margin")
-    axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), title="layer")
+    axes.legend(lines, shorts(layers), loc="center left", bbox_to_anchor=(1.01, 0.5), title="layer")
     return figure

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import numpy as np
 import pandas as pd
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from matplotlib.ticker import PercentFormatter
@@ -94,12 +96,13 @@ def _accuracy(findings: Findings) -> Figure:
     figure = Figure(figsize=(7.2, 0.9 + 0.34 * len(conditions) * len(names) ** 0.7), layout="constrained")
     axes = figure.subplots()
     height = 0.8 / len(names)
+    bars = {}
     for position, name in enumerate(names):
         rows = findings.conditions[findings.conditions["model"] == name].set_index("condition").loc[conditions]
         places = np.arange(len(conditions)) + (position - (len(names) - 1) / 2) * height
         errors = np.stack([rows["accuracy"] - rows["low"], rows["high"] - rows["accuracy"]])
-        axes.barh(
-            places, rows["accuracy"], height * 0.92, color=COLOURS[position % len(COLOURS)], label=name, xerr=errors,
+        bars[name] = axes.barh(
+            places, rows["accuracy"], height * 0.92, color=COLOURS[position % len(COLOURS)], xerr=errors,
             ecolor="#777777", error_kw={"capsize": 2.5, "elinewidth": 1.2},
         )  # fmt: skip
     labels = ["clean" if one == "clean" else "random noise" if one == NOISE else one for one in conditions]
@@ -109,7 +112,7 @@ def _accuracy(findings: Findings) -> Figure:
     axes.xaxis.set_major_formatter(PercentFormatter(1.0))
     axes.set_xlabel("accuracy")
     axes.grid(axis="y", visible=False)
-    _legend(figure, axes, names)
+    _legend(figure, bars)
     return figure
 
 
@@ -117,13 +120,14 @@ def _layers(findings: Findings) -> Figure:
     figure, axes = grid(2, 2, width=4.6, height=3.3)
     layers = findings.layers[findings.layers["condition"] == findings.condition]
     order = list(dict.fromkeys(layers["layer"]))
+    lines = {}
     for one, (measure, floor) in zip(axes, (("absolute", "noise"), ("relative", "noise_relative")), strict=True):
         for position, name in enumerate(findings.names):
             rows = layers[layers["model"] == name]
             places = [order.index(layer) for layer in rows["layer"]]
             colour = COLOURS[position % len(COLOURS)]
-            one.plot(
-                places, rows[measure], STYLES[position // len(COLOURS) % len(STYLES)], color=colour, label=name,
+            (lines[name],) = one.plot(
+                places, rows[measure], STYLES[position // len(COLOURS) % len(STYLES)], color=colour,
                 marker=MARKERS[position % len(MARKERS)], markersize=4,
             )  # fmt: skip
             one.plot(places, rows[floor], ":", color=colour, linewidth=1.0)
@@ -132,7 +136,7 @@ def _layers(findings: Findings) -> Figure:
         one.set_ylabel(_LABELS[measure])
         one.set_ylim(bottom=0)
         one.set_xlabel("layer")
-    _legend(figure, axes[0], findings.names)
+    _legend(figure, lines)
     return figure
 
 
@@ -164,7 +168,7 @@ def _distributions(findings: Findings) -> Figure:
     axes.set_xlabel("layer")
     axes.grid(axis="x", visible=False)
     if len(findings.names) > 1:
-        marks = [Patch(color=COLOURS[i % len(COLOURS)], label=name) for i, name in enumerate(findings.names)]
+        marks = [Patch(color=COLOURS[i % len(COLOURS)]) for i in range(len(findings.names))]
         legend_above(figure, marks, findings.names)
     return figure
 
@@ -220,25 +224,26 @@ def _classes(findings: Findings) -> Figure:
 
 def _robustness(findings: Findings) -> Figure:
     figure, axes = grid(2, 2, width=3.8, height=3.0)
+    marks = {}
     for one, measure in zip(axes, ("absolute", "relative"), strict=True):
         for position, row in enumerate(findings.models.to_dict("records")):
-            one.plot(
+            (marks[row["model"]],) = one.plot(
                 row[measure], row["robust"], MARKERS[position % len(MARKERS)], color=COLOURS[position % len(COLOURS)],
-                markersize=8, label=row["model"], linestyle="none",
+                markersize=8, linestyle="none",
             )  # fmt: skip
         one.set_xlim(left=0, right=float(findings.models[measure].max()) * 1.1)
         one.set_ylim(0, min(1.05, float(findings.models["robust"].max()) * 1.2 + 0.02))
         one.yaxis.set_major_formatter(PercentFormatter(1.0))
         one.set_xlabel(f"{measure} sensitivity, mean over layers")
         one.set_ylabel(f"accuracy under {findings.condition}")
-    _legend(figure, axes[0], findings.names)
+    _legend(figure, marks)
     return figure
 
 
-def _legend(figure: Figure, axes: Axes, names: list[str]) -> None:
-    if len(names) > 1:
-        handles, labels = axes.get_legend_handles_labels()
-        legend_above(figure, handles, labels)
+def _legend(figure: Figure, marks: Mapping[str, Any]) -> None:
+    """By model what stands for it; what matplotlib collects itself lacks those whose names begin with ``_``."""
+    if len(marks) > 1:
+        legend_above(figure, list(marks.values()), list(marks))
 
 
 def of_model(table: pd.DataFrame, name: str) -> pd.DataFrame:

@@ -145,6 +145,7 @@ def _jaccard(history: pd.DataFrame) -> Figure:
 def _turnover(turnover: pd.DataFrame) -> Figure:
     layers = some(list(dict.fromkeys(turnover["layer"])), 12)
     figure, axes = grid(2, 2, width=4.0, height=3.1)
+    lines = []
     for position, layer in enumerate(layers):
         rows = turnover[turnover["layer"] == layer]
         style: Any = {
@@ -153,7 +154,7 @@ def _turnover(turnover: pd.DataFrame) -> Figure:
             "marker": "o",
             "markersize": 3,
         }
-        axes[0].plot(rows["epoch"], rows["born"] / (rows["born"] + rows["kept"]), label=short(layer), **style)
+        lines += axes[0].plot(rows["epoch"], rows["born"] / (rows["born"] + rows["kept"]), **style)
         axes[1].plot(rows["epoch"], rows["since_last"], **style)
     axes[1].axhline(float(turnover["chance"].mean()), color="#777777", linestyle=":")
     for one, title in zip(axes, ("born since the epoch before", "Jaccard index with the last epoch"), strict=True):
@@ -164,7 +165,7 @@ def _turnover(turnover: pd.DataFrame) -> Figure:
     axes[0].yaxis.set_major_formatter(PercentFormatter(1.0))
     axes[0].set_ylabel("part of the sensitive neurons")
     axes[1].set_ylabel("Jaccard index")
-    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside right center", title="layer")
+    figure.legend(lines, shorts(layers), loc="outside right center", title="layer")
     return figure
 
 

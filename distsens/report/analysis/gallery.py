@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import html
 import io
 from collections.abc import Sequence
 from itertools import groupby
@@ -14,6 +13,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from distsens.analysis import Sight
+from distsens.report.document import escaped
 from distsens.report.style import short
 
 Pixels = npt.NDArray[np.uint8]
@@ -31,7 +31,7 @@ def gallery_html(sights: Sequence[Sight], classes: Sequence[str]) -> str:
         for why, some in groupby(of_neuron, key=lambda sight: sight.why):
             cells = "".join(_cell(sight, classes) for sight in some)
             rows.append(f'<p class="why">Images that {_REASONS[why]}</p><div class="sights">{cells}</div>')
-        parts.append(f"<h4>{html.escape(short(layer))}, neuron {neuron}</h4>{''.join(rows)}")
+        parts.append(f"<h4>{escaped(short(layer))}, neuron {neuron}</h4>{''.join(rows)}")
     return "".join(parts)
 
 
@@ -56,8 +56,8 @@ def _cell(sight: Sight, classes: Sequence[str]) -> str:
     before, after = float(sight.before.mean()), float(sight.after.mean())
     change = float(np.abs(sight.after - sight.before).mean())
     said = (
-        f"no. {sight.image}, {html.escape(classes[sight.label])}: taken for "
-        f"{html.escape(classes[sight.benign_prediction])}, then {html.escape(classes[sight.adversarial_prediction])}; "
+        f"no. {sight.image}, {escaped(classes[sight.label])}: taken for "
+        f"{escaped(classes[sight.benign_prediction])}, then {escaped(classes[sight.adversarial_prediction])}; "
         f"output {before:.3g} → {after:.3g}, mean |change| {change:.3g}"
     )
     return f'<div class="sight"><div class="pictures">{figures}</div><p>{said}</p></div>'

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import html
 import math
 from typing import Any
 
 from distsens.analysis import Findings
+from distsens.report.document import escaped
 from distsens.report.style import short
 
 _ROWS = 600
@@ -47,7 +47,7 @@ def neuron_rows(findings: Findings) -> tuple[str, int, int]:
 
 def _cell(value: Any, form: str | None) -> str:
     if form is None:
-        return f'<th scope="row" title="{html.escape(str(value))}">{html.escape(short(str(value)))}</th>'
+        return f'<th scope="row" title="{escaped(str(value))}">{escaped(short(str(value)))}</th>'
     if isinstance(value, float) and not math.isfinite(value):
         return '<td data-value=""></td>'
     return f'<td data-value="{value:.9g}">{form.format(value)}</td>'
@@ -59,12 +59,12 @@ def model_rows(findings: Findings) -> str:
         "clean": "clean", "robust": f"under {findings.condition}", "noisy": "under noise", "absolute": "absolute",
         "relative": "relative", "over_noise": "over noise",
     }  # fmt: skip
-    head = "".join(f'<th scope="col">{html.escape(title)}</th>' for title in ("model", *columns.values()))
+    head = "".join(f'<th scope="col">{escaped(title)}</th>' for title in ("model", *columns.values()))
     body = []
     for row in findings.models.to_dict("records"):
         cells = "".join(
             f"<td>{row[name]:.1%}</td>" if name in ("clean", "robust", "noisy") else f"<td>{row[name]:.3g}</td>"
             for name in columns
         )
-        body.append(f'<tr><th scope="row">{html.escape(str(row["model"]))}</th>{cells}</tr>')
+        body.append(f'<tr><th scope="row">{escaped(str(row["model"]))}</th>{cells}</tr>')
     return f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(body)}</tbody></table>"

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import html
 from collections.abc import Mapping, Sequence
 
 from distsens.analysis import Analysis, Findings, Sight
 from distsens.report.analysis.gallery import gallery_html
 from distsens.report.analysis.neuron_rows import model_rows, neuron_rows
-from distsens.report.document import document, section
+from distsens.report.document import document, escaped, section
 from distsens.report.document import findings as listed
 from distsens.report.style import Plate
 
@@ -42,10 +41,10 @@ def _summary(sentences: Mapping[str, Sequence[str]], warnings: Sequence[str]) ->
         items = between + "".join(listed(some) for some in own.values())
     else:
         items = between + "".join(
-            f"<details><summary>{html.escape(name)} by itself</summary>{listed(some)}</details>"
+            f"<details><summary>{escaped(name)} by itself</summary>{listed(some)}</details>"
             for name, some in own.items()
         )
-    notes = "".join(f'<p class="warning">{html.escape(one)}</p>' for one in warnings)
+    notes = "".join(f'<p class="warning">{escaped(one)}</p>' for one in warnings)
     return f'<section id="findings"><h2>Findings</h2>{items}{notes}</section>'
 
 
@@ -57,7 +56,7 @@ def _models(findings: Findings) -> str:
 
 def _gallery(sights: Mapping[str, Sequence[Sight]], classes: Sequence[str]) -> str:
     models = "".join(
-        f"<details{'' if position else ' open'}><summary>{html.escape(name)}</summary>{gallery_html(some, classes)}"
+        f"<details{'' if position else ' open'}><summary>{escaped(name)}</summary>{gallery_html(some, classes)}"
         "</details>"
         for position, (name, some) in enumerate(sights.items())
         if some
@@ -88,7 +87,7 @@ def _neurons(findings: Findings) -> str:
 
 def _made(analysis: Analysis) -> str:
     rows = "".join(
-        f"<tr><th scope='row'>{html.escape(name)}</th><td>{html.escape(str(value))}</td></tr>"
+        f"<tr><th scope='row'>{escaped(name)}</th><td>{escaped(str(value))}</td></tr>"
         for name, value in analysis.flat().items()
         if value is not None and not name.startswith(("storage.", "tracking.", "output"))
     )

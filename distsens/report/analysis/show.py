@@ -9,6 +9,7 @@ from typing import TypeVar
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from distsens.console import print_line
 from distsens.report.analysis.build import REPORT
 from distsens.report.analysis.summary import AnalysisSummary
 from distsens.report.console_table import print_table
@@ -82,6 +83,6 @@ def show_analysis(console: Console, summary: AnalysisSummary) -> None:
         rows.append((model["name"], *shares, f"{model['absolute']:.4g}", f"{model['relative']:.4g}"))
     print_table(console, ("model", "clean", "attacked", "noise", "absolute", "relative"), rows)
     for sentence in summary.findings:
-        console.print(f"- {sentence}", highlight=False, markup=False, soft_wrap=True)
+        print_line(console, f"- {sentence}")
     place = summary.storage.removeprefix("file://")
-    console.print(f"report {place}/{REPORT}", highlight=False, markup=False, soft_wrap=True)
+    print_line(console, f"report {place}/{REPORT}")

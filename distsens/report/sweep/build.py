@@ -8,6 +8,8 @@ from typing import Any
 
 import pandas as pd
 
+from distsens.errors import printable
+from distsens.report.csv_table import csv_table
 from distsens.report.sweep.figures import sweep_plates
 from distsens.report.sweep.outcome import Outcome
 from distsens.report.sweep.page import sweep_page, sweep_sentences
@@ -31,7 +33,7 @@ def sweep_files(
         "report.html": page.encode(),
         "trials.parquet": _table(trials, outcome),
         "front.csv": _front(outcome),
-        "findings.txt": "".join(f"{one}\n" for one in sweep_sentences(trials, outcome, champion)).encode(),
+        "findings.txt": "".join(f"{printable(one)}\n" for one in sweep_sentences(trials, outcome, champion)).encode(),
     }
     for plate in plates:
         files |= {f"figures/{plate.name}.png": plate.png, f"figures/{plate.name}.svg": plate.svg}
@@ -66,7 +68,7 @@ def _rows(trials: Sequence[TrialState]) -> pd.DataFrame:
                 "seconds": one.seconds,
                 "evaluations": one.evaluations,
                 "status": one.status,
-                "failure": one.failure,
+                "failure": one.failure and printable(one.failure),  # of what is not UTF-8 no table is made
                 "mlflow_run_id": one.mlflow_run_id,
             }
             for one in trials
@@ -85,4 +87,4 @@ def _table(trials: Sequence[TrialState], outcome: Outcome) -> bytes:
 
 def _front(outcome: Outcome) -> bytes:
     """The front as CSV, by rising clean accuracy."""
-    return _rows(outcome.front).to_csv(index=False).encode() if outcome.front else b"trial\n"
+    return csv_table(_rows(outcome.front)) if outcome.front else b"trial\n"

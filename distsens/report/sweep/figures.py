@@ -190,7 +190,8 @@ def _importance(shares: Mapping[str, float]) -> Figure:
     figure = Figure(figsize=(6.4, 0.8 + 0.45 * len(shares)), layout="constrained")
     axes = figure.subplots()
     fields = list(shares)[::-1]
-    axes.barh([names[field] for field in fields], [shares[field] for field in fields], color=COLOURS[0], height=0.6)
+    axes.barh(range(len(fields)), [shares[field] for field in fields], color=COLOURS[0], height=0.6)
+    axes.set_yticks(range(len(fields)), [names[field] for field in fields])
     axes.set_xlim(0, 1)
     axes.xaxis.set_major_formatter(PercentFormatter(1.0))
     axes.set_xlabel("share of the variance of the scores")

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import html
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from distsens.report.document import document, findings, section
+from distsens.report.document import document, escaped, findings, section
 from distsens.report.style import Plate
 from distsens.report.sweep.outcome import Outcome
 from distsens.report.sweep.state import TrialState, short_names, shown
@@ -86,7 +85,7 @@ def _table(trials: Sequence[TrialState]) -> str:
     names = short_names(fields)
     heads = ["trial", *(names[field] for field in fields), "rung", "clean", "robust", "AutoAttack", "training", "end"]
     rows = "".join(_row(one, fields) for one in sorted(trials, key=lambda one: one.number))
-    head = "".join(f"<th>{html.escape(name)}</th>" for name in heads)
+    head = "".join(f"<th>{escaped(name)}</th>" for name in heads)
     return (
         '<section id="trials"><h2>Trials</h2><div class="scroll"><table>'
         f"<thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div></section>"
@@ -104,12 +103,12 @@ def _row(one: TrialState, fields: Sequence[str]) -> str:
         f"{one.seconds:.0f} s",
         one.status + (f": {one.failure}" if one.failure else ""),
     ]
-    return f"<tr><th scope='row'>{one.number}</th>" + "".join(f"<td>{html.escape(c)}</td>" for c in cells) + "</tr>"
+    return f"<tr><th scope='row'>{one.number}</th>" + "".join(f"<td>{escaped(c)}</td>" for c in cells) + "</tr>"
 
 
 def _made(settings: Mapping[str, Any]) -> str:
     rows = "".join(
-        f"<tr><th scope='row'>{html.escape(name)}</th><td>{html.escape(str(value))}</td></tr>"
+        f"<tr><th scope='row'>{escaped(name)}</th><td>{escaped(str(value))}</td></tr>"
         for name, value in settings.items()
     )
     return (

@@ -12,6 +12,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from distsens.console import plain, print_line
 from distsens.report.console_table import fitting_tables, print_table
 from distsens.report.pulse import Pulse
 from distsens.report.sweep.outcome import Outcome
@@ -61,7 +62,7 @@ class SweepView:
         """What is being done now that no trial trains, or how far it is; empty where somebody else shows it."""
         self._pulse.doing(what)
         if self._live is not None:
-            self._live.update(Text(what))
+            self._live.update(plain(what))
 
     def update(self, trials: Sequence[TrialState], steps: Mapping[str, str]) -> None:
         """Show where the trials stand; ``steps`` says of those that train how far the epoch is."""
@@ -111,7 +112,7 @@ class SweepView:
             if finished:
                 front = " ".join(f"{finished[i].clean:.1%}/{finished[i].robust:.1%}" for i in pareto_front(finished))
                 text += f"; front {front}"
-        return Text(text + self._left(done))
+        return plain(text + self._left(done))
 
     def _left(self, done: int) -> str:
         """Time left, from the trials that this call has seen end."""
@@ -136,37 +137,32 @@ def trial_line(one: TrialState, rungs: int) -> str:
 def show_sweep(console: Console, summary: SweepSummary, outcome: Outcome) -> None:
     """The final tables."""
     if outcome.best:
-        _heading(console, f"{summary.sweep}: trials on validation, best first")
+        print_line(console, f"{summary.sweep}: trials on validation, best first", "bold")
         best = outcome.best[:_SHOWN]
         print_table(console, *_final(best, {one.trial for one in outcome.front}, summary.champion))
     if outcome.front:
-        console.print(
-            f"* on the Pareto front of clean and robust accuracy; hypervolume {outcome.hypervolume:.4f}",
-            highlight=False,
+        print_line(
+            console, f"* on the Pareto front of clean and robust accuracy; hypervolume {outcome.hypervolume:.4f}"
         )
     if outcome.importance:
         names = short_names(outcome.importance)
         shares = ", ".join(f"{names[field]} {share:.0%}" for field, share in outcome.importance.items())
-        console.print(f"importance (share of the scores' variance): {shares}", highlight=False, soft_wrap=True)
+        print_line(console, f"importance (share of the scores' variance): {shares}")
     if outcome.saving is not None:
-        console.print(
+        print_line(
+            console,
             f"{outcome.evaluations:,.0f} gradient evaluations; {outcome.to_the_end:,.0f} had all trials gone to the "
             f"end: {outcome.saving}",
-            highlight=False,
-            soft_wrap=True,
         )
     if summary.champion is not None:
         test = summary.champion["test"]
-        console.print(
+        print_line(
+            console,
             f"champion: trial {summary.champion['number']}, run {summary.champion['run']}, "
             f"{test['clean_accuracy']:.2%} clean and {test['pgd_accuracy']:.2%} robust on {test['images']:.0f} test "
             f"images, {summary.champion['registered'] or 'not registered'}",
-            highlight=False,
-            soft_wrap=True,
         )
-    console.print(
-        f"{summary.seconds:.0f} s; MLflow run {summary.mlflow_run_id} in {summary.mlflow_uri}", highlight=False
-    )
+    print_line(console, f"{summary.seconds:.0f} s; MLflow run {summary.mlflow_run_id} in {summary.mlflow_uri}")
 
 
 def _final(
@@ -195,8 +191,3 @@ def _final(
             )
         )
     return columns, rows
-
-
-def _heading(console: Console, text: str) -> None:
-    """A line above a table; a table's own title would be wrapped to the table's width."""
-    console.print(text, style="bold", highlight=False, markup=False, soft_wrap=True)
