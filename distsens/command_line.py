@@ -183,7 +183,8 @@ def show_help(description: str, *parts: object) -> NoReturn:
 def run_job(job: Callable[[Sequence[str]], int]) -> NoReturn:
     """Run a job's main function on the command line and exit: wrong input is one line and exit code 2.
 
-    Nobody need read what it says: its work goes on when the reader has gone, as with ``| head``, or the terminal.
+    Nobody need read what it says: its work goes on when the reader has gone, as with ``| head``, or the terminal, and
+    where that lacks letters of a name.
     """
     output, errors = unread(sys.stdout), unread(sys.stderr)
     with redirect_stdout(output), redirect_stderr(errors):

@@ -17,9 +17,10 @@ class Unread:
         return getattr(self._stream, name)
 
     def write(self, text: str) -> int:
-        """Write what can be written."""
+        """Write what can be written, letters that the stream has not as Python writes them."""
+        encoding = self._stream.encoding or "utf-8"  # of a file in memory there is none
         try:
-            return self._stream.write(text)
+            return self._stream.write(text.encode(encoding, "backslashreplace").decode(encoding))
         except OSError:
             self._drop()
             return len(text)

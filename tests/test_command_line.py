@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+import io
 import json
 import os
 import re
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -313,3 +315,28 @@ def test_what_is_not_to_be_had_is_one_line_and_exit_code_1(
 
     assert exit_code(job, monkeypatch) == 1
     assert capsys.readouterr().err == "failed: Ray does not start on this machine\n"
+
+
+@pytest.mark.parametrize("ends", [None, InputError("class", "caf\xe9", "\u732b"), UnavailableError("\u732b\x1b[31m")])
+def test_a_terminal_without_the_letters_of_a_name_ends_nothing(
+    monkeypatch: pytest.MonkeyPatch, ends: Exception | None
+) -> None:
+    streams = {name: io.TextIOWrapper(io.BytesIO(), encoding="ascii") for name in ("stdout", "stderr")}
+
+    def job(_: Sequence[str]) -> int:
+        print("class caf\xe9")
+        if ends is not None:
+            raise ends
+        return 0
+
+    with monkeypatch.context() as patch:
+        for name, stream in streams.items():
+            patch.setattr(sys, name, stream)
+        with pytest.raises(SystemExit) as exited:
+            run_job(job)
+    codes = {type(None): 0, InputError: WRONG_INPUT, UnavailableError: 1}
+    assert exited.value.code == codes[type(ends)]
+    output, errors = (stream.buffer.getvalue() for stream in streams.values())  # type: ignore[attr-defined]
+    assert output == b"class caf\\xe9\n"
+    assert b"\x1b" not in errors
+    assert errors.count(b"\n") == (ends is not None)

@@ -55,25 +55,31 @@ def sweep_metrics(
 
 
 def _rows(trials: Sequence[TrialState]) -> pd.DataFrame:
-    return pd.DataFrame(
-        [
-            {
-                "trial": one.trial,
-                "number": one.number,
-                **{field: list(v) if isinstance(v, tuple) else v for field, v in one.values.items()},
-                "rung": one.rungs_done,
-                "clean_accuracy": None if one.point is None else one.point.clean,
-                "robust_accuracy": None if one.point is None else one.point.robust,
-                "autoattack": one.autoattack,
-                "seconds": one.seconds,
-                "evaluations": one.evaluations,
-                "status": one.status,
-                "failure": one.failure and printable(one.failure),  # of what is not UTF-8 no table is made
-                "mlflow_run_id": one.mlflow_run_id,
-            }
-            for one in trials
-        ]
-    )
+    rows = [
+        {
+            "trial": one.trial,
+            "number": one.number,
+            **one.values,
+            "rung": one.rungs_done,
+            "clean_accuracy": None if one.point is None else one.point.clean,
+            "robust_accuracy": None if one.point is None else one.point.robust,
+            "autoattack": one.autoattack,
+            "seconds": one.seconds,
+            "evaluations": one.evaluations,
+            "status": one.status,
+            "failure": one.failure,
+            "mlflow_run_id": one.mlflow_run_id,
+        }
+        for one in trials
+    ]
+    return pd.DataFrame([{name: _in_table(value) for name, value in row.items()} for row in rows])
+
+
+def _in_table(value: Any) -> Any:
+    """A value as a table takes it, which a text that is not UTF-8 is not."""
+    if isinstance(value, list | tuple):
+        return list(map(_in_table, value))
+    return printable(value) if isinstance(value, str) else value
 
 
 def _table(trials: Sequence[TrialState], outcome: Outcome) -> bytes:

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import csv
+import html
 import io
 import re
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
+import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
+from distsens.errors import printable
+from distsens.experiment import Experiment
 from distsens.report.sweep import (
     RungState,
     SweepSummary,
@@ -21,12 +27,14 @@ from distsens.report.sweep import (
     count,
     ranked,
     show_sweep,
+    sweep_files,
     sweep_page,
     sweep_plates,
     sweep_sentences,
     trial_line,
 )
 from distsens.search import Choice, LogUniform, Space
+from tests.report.nasty import FORMULAS
 
 SPACE: Space = {"stabilize.weight": LogUniform(0.1, 10.0), "stabilize.layers": Choice((("auto",), ("network.conv*",)))}
 CHAMPION: dict[str, Any] = {
@@ -237,3 +245,27 @@ def test_the_final_table_marks_the_front_and_the_champion(trials: list[TrialStat
         "seconds",
         "evaluations",
     }
+
+
+@pytest.mark.parametrize("text", [r"$\frac{$", "\x1b[31mred", "a\rb\nc\td", "\udcff", "<b>", FORMULAS[0]])
+def test_the_files_of_a_sweep_take_every_text(text: str) -> None:
+    layers = Choice(((text,), ("auto",)))
+    space = {**SPACE, "stabilize.layers": layers}
+    plan = SimpleNamespace(
+        space=space,
+        rungs=2,
+        base=Experiment(),
+        sweep=SimpleNamespace(searcher="random", scheduler="none"),
+        flat=lambda: {"search.stabilize.layers": str(layers)},
+    )
+    done, failed = trial(0, 0.5, (0.9, 0.6), (0.99, 0.7)), trial(1, 9.0, (0.1, 0.1), status="failed")
+    done.values["stabilize.layers"] = failed.values["stabilize.layers"] = failed.failure = text
+    champion = {**CHAMPION, "values": done.values}
+    files = sweep_files(text, plan, [done, failed], count([done, failed], space), champion)  # type: ignore[arg-type]
+    (row,) = csv.DictReader(io.StringIO(files["front.csv"].decode()))
+    assert row["stabilize.layers"].removeprefix("'") == printable(text)
+    assert row["stabilize.layers"][0] not in "=+-@"
+    assert (row["number"], row["robust_accuracy"], row["status"]) == ("0", "0.7", "finished")
+    assert pd.read_parquet(io.BytesIO(files["trials.parquet"]))["failure"].tolist()[1] == printable(text)
+    assert all(one.isprintable() for one in files["findings.txt"].decode().split("\n"))
+    assert html.escape(printable(f"failed: {text}")) in files["report.html"].decode()
