@@ -25,6 +25,7 @@ from distsens.benchmark.processes import follow_memory
 from distsens.benchmark.rounds import Spread
 from distsens.evaluation import Measurement, measure
 from distsens.experiment import Experiment, Precision, merge
+from distsens.scratch import scratch_folder
 from distsens.training import TrainingState, Watchers, train
 
 _OVERHEAD_PERCENT, _SCALING = 5.0, 1.7
@@ -171,7 +172,7 @@ def _train_here(experiment: Experiment, device: torch.device) -> float:
 
 def _run_job(training_job: Path, experiment: Experiment, workers: int, device: torch.device) -> _JobRun:
     """The training job in a process, and a Ray, of its own."""
-    with tempfile.TemporaryDirectory(prefix="distsens-benchmark-") as folder:
+    with scratch_folder() as folder:
         recipe, summary_file = Path(folder, "benchmark.yaml"), Path(folder, "summary.json")
         places = {"storage": {"path": f"{folder}/runs"}, "tracking": {"uri": f"sqlite:///{folder}/mlflow.db"}}
         sized = {"workers": {"num": workers, "gpus": int(device.type == "cuda")}}

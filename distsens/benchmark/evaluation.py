@@ -21,6 +21,7 @@ from distsens.benchmark.rounds import Spread
 from distsens.benchmark.subject import Scale, Subject
 from distsens.experiment import Experiment
 from distsens.models import state_to_bytes
+from distsens.scratch import scratch_folder
 
 _SCALING, _GROWTH_PERCENT = 1.7, 10.0
 _SHARDS, _LARGEST_SHARD = 24, 25
@@ -55,7 +56,7 @@ def measure_evaluation(
     The run of one actor is sized to take about ``run_seconds`` after its start, which is left out.
     """
     runs: dict[int, list[_Run]] = {1: [], 2: []}
-    with tempfile.TemporaryDirectory(prefix="distsens-benchmark-") as folder:
+    with scratch_folder() as folder:
         work = _prepared(Path(folder), data, run_seconds)
         for _ in range(rounds):
             for actors, of in runs.items():
@@ -103,7 +104,7 @@ def _prepared(folder: Path, data: Mapping[str, Any], run_seconds: float) -> _Wor
 
 def _run(evaluation_job: Path, work: _Work, actors: int) -> _Run:
     """The job in a process, and a Ray, of its own."""
-    with tempfile.TemporaryDirectory(prefix="distsens-benchmark-") as folder:
+    with scratch_folder() as folder:
         settings = {
             "model": work.weights,
             "factory": "small_cnn",

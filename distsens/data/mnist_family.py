@@ -12,7 +12,6 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import numpy as np
 from torch import Tensor
@@ -20,6 +19,7 @@ from torch import Tensor
 from distsens.data.images import ImageSet, Published
 from distsens.data.source import Source
 from distsens.errors import InputError
+from distsens.scratch import scratch_folder
 
 _FILES = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
 # What gzip and torchvision raise on files that are cut short or hold something else.
@@ -81,8 +81,8 @@ def _unpacked(root: Path, name: str) -> Iterator[Path]:
     if all((raw / file).exists() for file in _FILES):
         yield root
         return
-    with TemporaryDirectory() as folder:
-        target = Path(folder) / name / "raw"
+    with scratch_folder() as folder:
+        target = folder / name / "raw"
         target.mkdir(parents=True)
         for file in _FILES:
             if (raw / file).exists():
@@ -90,4 +90,4 @@ def _unpacked(root: Path, name: str) -> Iterator[Path]:
             else:
                 with gzip.open(raw / f"{file}.gz") as packed, (target / file).open("wb") as unpacked:
                     shutil.copyfileobj(packed, unpacked)
-        yield Path(folder)
+        yield folder

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ import PIL
 
 from distsens.data.files import Fit
 from distsens.data.tree import Tree
+from distsens.scratch import scratch_folder
 from distsens.strict_npz import load_npz
 
 _DECODING = 2
@@ -62,8 +62,8 @@ def remember_survey(key: str, survey: Survey) -> None:
     """
     path = _path(key)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
-        written = Path(folder) / path.name
+    with scratch_folder(path.parent) as folder:
+        written = folder / path.name
         np.savez_compressed(
             written,
             key=np.array(key),

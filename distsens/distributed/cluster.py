@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import ray
@@ -17,6 +17,7 @@ from distsens.distributed.local_ray import start_local_ray
 from distsens.distributed.ray_internals import JOB_CONFIG_VARIABLE, grows, largest_resources
 from distsens.errors import InputError
 from distsens.experiment import Workers
+from distsens.scratch import goes_with, scratch_folder
 
 PLACES_TIMEOUT_S = 1800
 """Seconds of waiting for a busy cluster that Ray Train counts as one failure of its controller."""
@@ -42,14 +43,15 @@ def connected(say: Callable[[str], None] = lambda _: None) -> Iterator[None]:
     for name, value in _SETTINGS.items():
         os.environ.setdefault(name, value)
     address = address_to_join()
-    if address is None:
-        start_local_ray(local_cpus(), say)
-    else:
-        join(address, say)
-    try:
-        yield
-    finally:
-        ray.shutdown()
+    with ExitStack() as stack:
+        if address is None:
+            goes_with(stack.enter_context(scratch_folder()), start_local_ray(local_cpus(), say))
+        else:
+            join(address, say)
+        try:
+            yield
+        finally:
+            ray.shutdown()
 
 
 def check_cluster(workers: Workers, beside: int = 0, tell: Callable[[str], None] = lambda _: None) -> None:

@@ -7,7 +7,9 @@ import os
 import secrets
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from textwrap import shorten
+from typing import Any
 
 import psutil
 import ray
@@ -21,8 +23,8 @@ _SECONDS_TO_END = 5.0
 _LONGEST_REASON = 200
 
 
-def start_local_ray(cpus: int, say: Callable[[str], None]) -> None:
-    """Start a Ray with so many cores and connect this process to it.
+def start_local_ray(cpus: int, say: Callable[[str], None]) -> Path:
+    """Start a Ray with so many cores and connect this process to it; the folder of its logs, which Ray leaves.
 
     On a machine that is busy Ray gives up waiting for parts of itself, and so it is tried once more.
 
@@ -33,17 +35,20 @@ def start_local_ray(cpus: int, say: Callable[[str], None]) -> None:
     _have_token()
     if sys.platform == "linux":
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # else gloo listens where the host's name says
+    started: list[Any] = []
     for tries_left in reversed(range(_TRIES)):
         before = _children()
         try:
             with loopback_stays(), sessions_of_their_own():
                 signals_stay(
-                    lambda: ray.init(
-                        address="local",
-                        num_cpus=cpus,
-                        include_dashboard=False,
-                        log_to_driver=False,
-                        logging_level=logging.ERROR,
+                    lambda: started.append(
+                        ray.init(
+                            address="local",
+                            num_cpus=cpus,
+                            include_dashboard=False,
+                            log_to_driver=False,
+                            logging_level=logging.ERROR,
+                        )
                     )
                 )
         except Exception as error:  # Ray raises mere Exceptions here
@@ -58,7 +63,8 @@ def start_local_ray(cpus: int, say: Callable[[str], None]) -> None:
             _end(_children() - before)
             raise
         else:
-            return
+            return Path(started[-1].address_info["session_dir"])
+    raise AssertionError("the last try returns or raises")
 
 
 def _have_token() -> None:

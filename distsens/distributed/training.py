@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import tempfile
 import threading
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, Protocol
 
 import numpy as np
@@ -23,6 +23,7 @@ from distsens.distributed.retries import Trainer
 from distsens.distributed.signals import signals_wait
 from distsens.distributed.worker import Job, train_worker
 from distsens.experiment import Experiment
+from distsens.scratch import scratch_folder
 from distsens.training import Progress
 
 _SECONDS_BETWEEN_LOOKS = 0.25
@@ -42,12 +43,14 @@ def share_data(dataset: Dataset) -> dict[str, ray.ObjectRef]:
     return arrays
 
 
-def ray_notes() -> tempfile.TemporaryDirectory[str]:
+@contextmanager
+def ray_notes() -> Iterator[str]:
     """A folder for the notes of Ray Train's controller, which runs on the driver's machine.
 
     Nothing reads them: checkpoints and metrics have their own ways to the storage and to the driver.
     """
-    return tempfile.TemporaryDirectory(prefix="distsens-", ignore_cleanup_errors=True)
+    with scratch_folder() as folder:
+        yield str(folder)
 
 
 class Training:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pickle
-import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field, replace
@@ -26,6 +25,7 @@ from distsens.distributed.training import follow, ray_notes, start_training
 from distsens.distributed.worker import Job, Seat, run_worker
 from distsens.errors import InputError
 from distsens.experiment import CheckpointPolicy, Experiment
+from distsens.scratch import scratch_folder
 from distsens.search import FAILED, Point, Sweep, SweepPlan, score
 from distsens.storage import (
     CheckpointError,
@@ -209,9 +209,9 @@ def _sent_on_from() -> Pointer | None:
 @contextmanager
 def _checkpoint(pointer: Pointer) -> Iterator[tune.Checkpoint]:
     """Ray Tune's checkpoint of a trial: the address of ours, which is complete or absent and verified."""
-    with tempfile.TemporaryDirectory() as folder:
-        write_json(open_place(folder), POINTER_FILE, pointer.model_dump())
-        yield tune.Checkpoint.from_directory(folder)
+    with scratch_folder() as folder:
+        write_json(open_place(str(folder)), POINTER_FILE, pointer.model_dump())
+        yield tune.Checkpoint.from_directory(str(folder))
 
 
 class _Trial:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from contextlib import suppress
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 from distsens.errors import InputError
+from distsens.scratch import scratch_folder
 from distsens.storage.checkpoint import MANIFEST, Checkpoint, CheckpointError, delete, load, load_manifest, save
 from distsens.storage.json_files import write_json
 from distsens.storage.local import LocalPlace
@@ -71,8 +71,8 @@ def copy(storage: Place, name: str, folder: Path) -> None:
     """
     model = load(storage.child(_FOLDER).child(name))
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as made:
-        whole = LocalPlace(Path(made) / "model")
+    with scratch_folder(folder.parent) as made:
+        whole = LocalPlace(made / "model")
         for file, content in model.files.items():
             whole.put(file, content)
         write_json(whole, MANIFEST, encode(model.manifest))

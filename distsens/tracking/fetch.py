@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import re
-import tempfile
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
 from distsens.errors import InputError
+from distsens.scratch import scratch_folder
 from distsens.tracking.moved import local_folder, moved_artifacts
 from distsens.tracking.run import MODEL_NAME, WEIGHTS_ARTIFACT
 from distsens.tracking.store import find_run, open_store, reason
@@ -125,5 +125,5 @@ def _artifact(client: MlflowClient, run_id: str, path: str) -> bytes | None:
     parent = str(PurePosixPath(path).parent)
     if path not in (artifact.path for artifact in client.list_artifacts(run_id, "" if parent == "." else parent)):
         return None
-    with tempfile.TemporaryDirectory() as folder:
-        return Path(client.download_artifacts(run_id, path, folder)).read_bytes()
+    with scratch_folder() as folder:
+        return Path(client.download_artifacts(run_id, path, str(folder))).read_bytes()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import tempfile
 import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,6 +13,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from distsens.errors import InputError
+from distsens.scratch import scratch_folder
 from distsens.tracking.run import MODEL_NAME
 
 if TYPE_CHECKING:
@@ -37,8 +37,8 @@ def log_model(client: MlflowClient, run_id: str, model: nn.Module, example: NDAr
     if example.ndim != 4 or len(example) < 2:
         raise InputError("example", example.shape, "allowed: (n, C, H, W) with n of at least 2, to trace a free batch")
     experiment = client.get_run(run_id).info.experiment_id
-    with tempfile.TemporaryDirectory() as folder:
-        exported = Path(folder) / MODEL_NAME
+    with scratch_folder() as folder:
+        exported = folder / MODEL_NAME
         description = _export(model, example, exported)
         earlier = client.search_logged_models([experiment], f"source_run_id = '{run_id}' AND name = '{MODEL_NAME}'")
         if earlier:  # A resumed run logs its model again.

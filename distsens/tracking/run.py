@@ -5,16 +5,16 @@ from __future__ import annotations
 import json
 import math
 import os
-import tempfile
 import threading
 import time
 import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Literal
 
 from distsens.errors import printable
+from distsens.scratch import scratch_folder
 from distsens.tracking.guardian import DRIVER_TAG, OUTCOME_TAG, SWEEP_TAG, Guardian, end_trials
 from distsens.tracking.moved import follow_artifacts
 from distsens.tracking.names import names_in_mlflow
@@ -272,8 +272,8 @@ class TrackedRun:
     def log_bytes(self, path: str, data: bytes) -> None:
         """Store an artifact under a relative path with ``/``, replacing an earlier one."""
         target = PurePosixPath(path)
-        with _writing_artifacts(), tempfile.TemporaryDirectory() as folder:
-            file = Path(folder) / target.name
+        with _writing_artifacts(), scratch_folder() as folder:
+            file = folder / target.name
             file.write_bytes(data)
             self._client.log_artifact(
                 self.run_id, str(file), "" if target.parent == PurePosixPath() else str(target.parent)
