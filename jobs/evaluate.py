@@ -44,8 +44,9 @@ class Options:
     model: tuple[str, ...] = ()
     """What is judged: an address as of model.address; several side by side, one recipe's seeds with their mean. Weights
     may name a factory each: --model a.pt@nets:small b.pt@nets:large."""
-    factory: str | None = None
-    """The same as --model.factory: of all weights that name none themselves."""
+    factory: tuple[str, ...] = ()
+    """The same as --model.factory: of all weights that name none themselves. With --resume, and for a run: the
+    package.module:factory that it names, if it is not installed and you trust its code."""
     resume: tuple[str, ...] = ()
     """Continue this evaluation (name, path or s3:// address) after its last finished shard; of several models
     all that have begun, and the others by --model, which are judged as the first is."""
@@ -70,8 +71,10 @@ def main(arguments: Sequence[str]) -> int:
     models = take_addresses(flags)
     options = take_options(Options, flags)
     changes = as_lists(flags, Examination().model_dump(mode="json"))
-    if options.factory is not None:
-        changes = merge(changes, {"model": {"factory": options.factory}})
+    if len(options.factory) == 1:
+        changes = merge(changes, {"model": {"factory": options.factory[0]}})
+    elif options.factory and not options.resume:
+        raise InputError("factory", options.factory, "one, of all weights that name none, as net.pt@nets:small does")
     if options.save_examples is not None:
         changes = merge(changes, {"examples": options.save_examples})
     for name, path in (("claim", options.claim), ("summary", options.summary)):
@@ -105,6 +108,7 @@ def _evaluate(options: Options, models: Sequence[str], changes: dict[str, Any]) 
     from distsens.distributed.preflight import storage_url
     from distsens.distributed.verification import check_judges_claim, read_claim
     from distsens.evaluation import Verification
+    from distsens.models import check_named
     from distsens.report import EvaluationView, checking, show_evaluation, show_models, summary_document
     from distsens.tracking import check_run
 
@@ -119,6 +123,10 @@ def _evaluate(options: Options, models: Sequence[str], changes: dict[str, Any]) 
         check_further(begun, models)
         if claim is not None:
             check_judges_claim(claim, begun[0].examination, begun[0].name)
+    for stored in begun:
+        check_named(stored.name, stored.examination.model_dump(mode="json"), options.factory)
+    if claim is not None and "transfer" not in changes:
+        check_named("the claim", claim["examination"], options.factory)
     fields = _fields(changes, [stored.examination for stored in begun], models, claim)
     resumed = [*begun, *(None for _ in models)]
     examinations = [Examination.parse(one) for one in fields]
@@ -192,6 +200,7 @@ def _fields(
     """Fields of every examination: those that have begun, with the changes on top, then one like the first a model."""
     from distsens.distributed.verification import fields_to_verify
     from distsens.evaluation import said_of
+    from distsens.models import factories_in
 
     addresses = [*(one.model.address for one in begun), *models]
     said = changes.get("model", {})
@@ -199,6 +208,8 @@ def _fields(
     fields = []
     for one in begun:
         model = said_of(one.model.address, said, addresses)
+        if model.get("factory") in set(factories_in(one.model_dump(mode="json"))):
+            del model["factory"]  # it has been named again, and changes nothing
         fields.append(merge(one.model_dump(mode="json"), {**changes, "model": model}))
     base = fields[0] if begun else changes if claim is None else fields_to_verify(claim, changes)
     said = {**base.get("model", {}), **said}

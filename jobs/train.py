@@ -7,11 +7,11 @@ python jobs/train.py --recipe mnist-sns --stabilize.weight 0.5 --threat.eps 8/25
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from shlex import quote
 from typing import Any
 
 from distsens.command_line import (
@@ -38,6 +38,8 @@ class Options:
     """Name of a recipe in jobs/recipes, or path of a YAML file."""
     resume: str | None = None
     """Continue this run (name, path or s3:// address) from its newest checkpoint."""
+    factory: tuple[str, ...] = ()
+    """The package.module:factory that a resumed run names, if it is not installed and you trust its code."""
     summary: str | None = None
     """Write the result to this file as JSON."""
     dry_run: bool = False
@@ -54,6 +56,8 @@ def main(arguments: Sequence[str]) -> int:
     options = take_options(Options, flags)
     changes = as_lists(flags, Experiment().model_dump(mode="json"))
     if options.resume is None:
+        if options.factory:
+            raise InputError("factory", options.factory, "only with --resume; --model.name names that of a new run")
         if options.recipe is None:
             raise InputError("recipe", None, "name one, as in --recipe quickstart, or --resume a run")
         experiment = Experiment.parse(merge({"name": name_after(options.recipe), **_recipe(options.recipe)}, changes))
@@ -78,6 +82,7 @@ def _train(options: Options, experiment: Experiment, changes: dict[str, Any]) ->
     from distsens.distributed.driver import run_training
     from distsens.distributed.preflight import check, storage_url
     from distsens.distributed.runs import check_checkpoints, find_run, with_changes
+    from distsens.models import check_named, words_for
     from distsens.report import checking, open_view, show_summary
     from distsens.storage import address
     from distsens.tracking import check_run
@@ -87,6 +92,7 @@ def _train(options: Options, experiment: Experiment, changes: dict[str, Any]) ->
         resumed = find_run(options.resume, storage_url(experiment))
         given = merge(_recipe(options.recipe), changes) if options.recipe else changes
         experiment = with_changes(resumed, given)
+        check_named(resumed.name, resumed.experiment.model.name, options.factory)
         if options.print_experiment:
             print(experiment.to_yaml(), end="")
             return 0
@@ -111,7 +117,8 @@ def _train(options: Options, experiment: Experiment, changes: dict[str, Any]) ->
     written = write_output("summary", options.summary, summary.to_dict())
     if summary.message is not None:
         print_error(f"{summary.status}: {summary.message}")
-        print_error(f"resume with: python jobs/train.py --resume {quote(address(summary.storage))}")
+        words = ["python", "jobs/train.py", "--resume", address(summary.storage), *words_for(experiment.model.name)]
+        print_error(f"resume with: {shlex.join(words)}")
     else:
         print_line(console, f"next: {_how_to_look(summary.mlflow_uri)} shows the run in MLflow")
     return code or written
@@ -120,7 +127,7 @@ def _train(options: Options, experiment: Experiment, changes: dict[str, Any]) ->
 def _how_to_look(uri: str) -> str:
     if uri == f"sqlite:///{RECIPES.parents[1] / 'runs' / 'mlflow.db'}":
         return "make ui"
-    return uri if uri.startswith("http") else f"mlflow ui --backend-store-uri {quote(uri)}"
+    return uri if uri.startswith("http") else f"mlflow ui --backend-store-uri {shlex.quote(uri)}"
 
 
 def _show_checked(say: Callable[[str], None], experiment: Experiment, checked: Any) -> None:

@@ -8,11 +8,11 @@ python jobs/tune.py --recipe tune-mnist-sns --sweep.trials 32 --search.stabilize
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from shlex import quote
 from typing import Any
 
 import yaml
@@ -44,6 +44,8 @@ class Options:
     """Name of a recipe in jobs/recipes, or path of a YAML file."""
     resume: str | None = None
     """Continue this sweep (name, path or s3:// address); finished trials are not repeated."""
+    factory: tuple[str, ...] = ()
+    """Each package.module:factory that a resumed sweep names, if it is not installed and you trust its code."""
     summary: str | None = None
     """Write the result to this file as JSON."""
     dry_run: bool = False
@@ -68,6 +70,8 @@ def main(arguments: Sequence[str]) -> int:
     shape = {**Experiment().model_dump(mode="json"), "sweep": Sweep().model_dump(mode="json")}
     changes = as_lists(flags, shape)
     if options.resume is None:
+        if options.factory:
+            raise InputError("factory", options.factory, "only with --resume; --model.name names that of a new sweep")
         if options.recipe is None:
             raise InputError("recipe", None, "name one, as in --recipe tune-quickstart, or --resume a sweep")
         recipe = merge({"name": name_after(options.recipe), **load_recipe(options.recipe, [RECIPES])}, changes)
@@ -80,11 +84,13 @@ def main(arguments: Sequence[str]) -> int:
         raise InputError("recipe", options.recipe, "a resumed sweep has its own")
     from distsens.distributed.preflight import storage_url
     from distsens.distributed.sweep_record import find_sweep
+    from distsens.models import check_named
 
     places = Experiment.parse({key: value for key, value in changes.items() if key == "storage"})
     found = find_sweep(options.resume, storage_url(places))
     recipe = merge(found.recipe, changes)
     _check_changes(found.name, found.recipe, recipe)
+    check_named(found.name, found.recipe, options.factory)
     return _tune(options, recipe, SweepPlan.parse(recipe), found)
 
 
@@ -112,6 +118,7 @@ def _tune(options: Options, recipe: dict[str, Any], plan: SweepPlan, resumed: An
     from distsens.distributed.cluster import check_room
     from distsens.distributed.sweep_driver import run_sweep
     from distsens.distributed.sweep_preflight import check_sweep
+    from distsens.models import words_for
     from distsens.report import checking, open_view
     from distsens.report.sweep import SweepView, show_sweep
     from distsens.storage import address
@@ -139,7 +146,8 @@ def _tune(options: Options, recipe: dict[str, Any], plan: SweepPlan, resumed: An
     say(f"report: {address(summary.storage)}/report/report.html")
     if summary.message is not None:
         print_error(f"{summary.status}: {summary.message}")
-        print_error(f"resume with: python jobs/tune.py --resume {quote(address(summary.storage))}")
+        words = ["python", "jobs/tune.py", "--resume", address(summary.storage), *words_for(recipe)]
+        print_error(f"resume with: {shlex.join(words)}")
     return code or written
 
 

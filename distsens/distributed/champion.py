@@ -72,7 +72,8 @@ def _examination(sweep: Searched, trial: TrialState, images: int) -> Examination
     plan = sweep.plan
     return Examination.parse(
         {
-            "model": {"address": _trained_at(sweep, trial)},
+            # The factory again, which a file in storage is not believed alone.
+            "model": {"address": _trained_at(sweep, trial), "factory": plan.experiment(trial.values).model.name},
             "data": {"split": "validation", "limit": images},
             "attacks": ["autoattack"],
             "seed": plan.base.seed,
@@ -127,7 +128,7 @@ def _so_far(done: Mapping[int, Ledger], images: int) -> str:
 
 def _stored(sweep: Searched, trial: TrialState, checked: CheckedExamination) -> StoredEvaluation:
     """Where the shards of this judgement are kept; in a folder of their own for each model, images and settings."""
-    model = checked.examination.model.model_copy(update={"address": ""})  # it may be moved
+    model = checked.examination.model.model_copy(update={"address": "", "factory": None})  # it may be moved
     decides = [
         checked.subject.sha256,
         checked.data_digest,

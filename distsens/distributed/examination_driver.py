@@ -46,6 +46,7 @@ from distsens.evaluation import (
 from distsens.examination import Examination, JudgedData, JudgedModel
 from distsens.experiment import Experiment, merge
 from distsens.logits import too_many_not_finite
+from distsens.models import words_for
 from distsens.report import EvaluationSummary, EvaluationView, evaluation_figure, in_style
 from distsens.storage import Place, address, open_place, write_json
 from distsens.tracking import TrackedRun, without_password
@@ -141,6 +142,7 @@ def command_to_resume(
     """The command that goes on with the evaluation at the last of the places, and then with all that are left."""
     begun = [*places, *(before.place.url for before in resumed[len(places) :] if before is not None)]
     words = ["python", "jobs/evaluate.py", "--resume", *map(address, begun)]
+    words += words_for([one.examination.model_dump(mode="json") for one in checked[: len(begun)]])
     further = [one.examination.model for one in checked[len(begun) :]]
     if further:
         words += ["--model", *(model.address for model in further)]

@@ -69,7 +69,8 @@ def find_subject(
 
         What has no experiment beside it may name its own factory behind an ``@``; see :func:`split_factory`.
     factory : a name of the catalogue of models or ``package.module:function``, see :func:`distsens.models.build`. For
-        weights without an experiment, and for no others; one in the address comes before it.
+        weights without an experiment; one in the address comes before it. Of weights with an experiment it can only
+        repeat what that names, which is then imported even where it is not installed.
     mean, std : of the [0, 1] pixels, as the factory's network wants them, one number per channel or one for all. The
         default is what a whole `PixelModel`'s weights hold, else 0 and 1.
     small_images : see :func:`distsens.models.build`.
@@ -172,10 +173,11 @@ class _Given:
     def architecture(self, address: str, weights: bytes, experiment: Experiment | None) -> Architecture:
         """The architecture that takes the weights."""
         if experiment is not None:
-            for option, value in vars(self).items():
-                if value not in (None, False):
-                    raise InputError(option, value, f"leave it out: the experiment of {address} says what its model is")
             own = experiment.model
+            for option, value in vars(self).items():
+                if value not in (None, False) and (option, value) != ("factory", own.name):
+                    raise InputError(option, value, f"leave it out: the experiment of {address} says what its model is")
+            models.check_named(address, own.name, () if self.factory is None else (self.factory,))
             return Architecture(own.name, own.mean, own.std, own.small_images)
         if self.factory is None:
             raise InputError(

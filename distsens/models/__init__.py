@@ -6,6 +6,7 @@ from distsens.models.pixels import PixelModel
 from distsens.models.preact import preact_resnet18, wide_resnet
 from distsens.models.resnet import resnet18, resnet34, resnet50
 from distsens.models.small_cnn import small_cnn
+from distsens.models.strangers import check_named, factories_in, words_for
 from distsens.models.torchvision_models import torchvision_model, torchvision_names
 from distsens.models.vgg import vgg11_bn, vgg16_bn
 from distsens.models.vit import vit_tiny
@@ -33,6 +34,8 @@ __all__ = [
     "FoundState",
     "PixelModel",
     "build",
+    "check_named",
+    "factories_in",
     "find_state",
     "lenet5",
     "load_initial_weights",
@@ -55,4 +58,5 @@ __all__ = [
     "vit_tiny",
     "weights_digest",
     "wide_resnet",
+    "words_for",
 ]

@@ -8,11 +8,8 @@ from __future__ import annotations
 import difflib
 import importlib
 import inspect
-import os
 import re
-import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from functools import partial
 from typing import Protocol
 
@@ -26,6 +23,7 @@ from distsens.models.pixels import PixelModel
 from distsens.models.preact import preact_resnet18, wide_resnet
 from distsens.models.resnet import resnet18, resnet34, resnet50
 from distsens.models.small_cnn import small_cnn
+from distsens.models.strangers import current_folder_importable
 from distsens.models.torchvision_models import torchvision_model, torchvision_names
 from distsens.models.vgg import vgg11_bn, vgg16_bn
 from distsens.models.vit import vit_tiny
@@ -96,7 +94,7 @@ def build(
         raise InputError("model.std", tuple(std), "must be greater than 0")
 
     # The CPU's generator alone: torch.manual_seed would reseed every GPU's as well.
-    with _current_folder_importable(), torch.random.fork_rng(devices=[]), torch.device("cpu"):
+    with current_folder_importable(), torch.random.fork_rng(devices=[]), torch.device("cpu"):
         torch.default_generator.manual_seed(seed)
         network = _network(name, _builder(name, small_images), shape, classes)
         if not isinstance(network, nn.Module):
@@ -177,14 +175,3 @@ def _check_logits(name: str, model: PixelModel, shape: tuple[int, int, int], cla
         whole = isinstance(logits, Tensor) and logits.is_floating_point()
         found = tuple(logits.shape) if whole else described(logits)
         raise InputError("model.name", name, f"must return logits of shape (1, {classes}) for one image, not {found}")
-
-
-@contextmanager
-def _current_folder_importable() -> Iterator[None]:
-    """As with ``python -m``, also where an entry point such as a Ray worker's left the current folder out."""
-    folder = os.getcwd()
-    sys.path.insert(0, folder)
-    try:
-        yield
-    finally:
-        sys.path.remove(folder)

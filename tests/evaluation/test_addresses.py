@@ -208,7 +208,7 @@ def test_a_bucket_that_cannot_be_read_is_told_in_one_line(moto: dict[str, str], 
 
 
 @pytest.mark.parametrize(
-    ("option", "value"), [("factory", "lenet5"), ("mean", (0.3,)), ("std", (0.5,)), ("small_images", True)]
+    ("option", "value"), [("factory", "small_cnn"), ("mean", (0.3,)), ("std", (0.5,)), ("small_images", True)]
 )
 def test_settings_of_a_run_are_its_own(run: Place, option: str, value: object) -> None:
     error = refusal(path(run), **{option: value})
@@ -331,8 +331,9 @@ def test_a_factory_of_its_own_comes_before_that_of_all_files_and_takes_their_nor
 
 
 def test_a_run_has_no_factory_of_its_own(run: Place) -> None:
-    error = refusal(f"{path(run)}@lenet5")
-    assert (error.field, error.value) == ("factory", "lenet5")
+    error = refusal(f"{path(run)}@small_cnn")
+    assert (error.field, error.value) == ("factory", "small_cnn")
+    assert find_subject(f"{path(run)}@lenet5").weights == weights(BEST), "it may be repeated"
 
 
 def test_what_is_said_of_files_is_said_of_all_of_them_and_of_no_run_beside_them() -> None:

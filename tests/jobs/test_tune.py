@@ -334,9 +334,9 @@ def flaky(make_job: Callable[..., Any]) -> tuple[Any, list[Any], list[dict[str, 
     down.unlink()
     in_the_way = job.storage / name / "report"
     in_the_way.touch()
-    second = job.run("--resume", name, "--summary", "1.json")
+    second = job.run("--resume", name, "--factory", "flaky:network", "--summary", "1.json")
     in_the_way.unlink()
-    third = job.run("--resume", name, "--summary", "2.json")
+    third = job.run("--resume", name, "--factory", "flaky:network", "--summary", "2.json")
     return job, [first, second, third], [json.loads((job.folder / f"{n}.json").read_text()) for n in range(3)]
 
 
