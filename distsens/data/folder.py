@@ -27,9 +27,10 @@ _READERS = 16  # at the least: from a bucket most of the time is waiting
 def read(source: Source) -> Published:
     """Class folders, in the folders of their splits or without any: see `find_layout`.
 
-    Classes are the names of their folders, in alphabetical order. Folders inside a class folder belong to the class.
-    Hidden files and links to folders inside class folders are passed over. Files that cannot be decoded are left out
-    and named in ``Published.left_out``, those with other than image suffixes are counted in ``Published.notices``.
+    Classes are the names of their folders, in alphabetical order; bytes that are no UTF-8 are escaped. Folders inside a
+    class folder belong to the class. Hidden files and links to folders inside class folders are passed over. Files that
+    cannot be decoded are left out and named in ``Published.left_out``, those with other than image suffixes are counted
+    in ``Published.notices``.
 
     Images without splits are training images; if the data is only judged they are the test split, and a class may be
     without.
@@ -67,7 +68,8 @@ def read(source: Source) -> Published:
             _check_every_class(tree, layout.classes, split, part, left_out)
     train = splits.get("train", everything.take(np.arange(0)))
     return Published(
-        layout.classes,
+        # Of bytes that are no UTF-8 no table and no store takes the name, so they are written as Python does.
+        tuple(name.encode(errors="backslashreplace").decode() for name in layout.classes),
         train,
         splits.get("test"),
         splits.get("validation"),

@@ -167,6 +167,14 @@ def test_splits_without_classes_and_classes_that_are_split_are_refused(tmp_path:
         _read(tmp_path / "one")
 
 
+def test_a_class_whose_name_is_not_utf_8_has_one_that_is(tmp_path: Path) -> None:
+    for number, name in enumerate([b"caf\xe9", b"ant"]):
+        _image(Path(os.fsdecode(os.path.join(os.fsencode(tmp_path), name))) / "0.png", number)
+    published = load("folder", Source(tmp_path, judged=True), seed=0, holds_out=False)
+    assert published.classes == ("ant", r"caf\udce9")
+    assert published.test.labels.tolist() == [0, 1]
+
+
 def test_what_is_left_out_of_class_folders_is_said(tmp_path: Path) -> None:
     _classes(tmp_path, 5)
     _image(tmp_path / "loose.png")

@@ -20,7 +20,19 @@ from distsens.report.style import shorts
 
 pytestmark = pytest.mark.ray
 
-CLASSES = (r"$\frac{$", "[red]", "=cmd|' C calc'!A0", "\x1b[31mred", "<b>", "[", "\u202etxt", ":skull:", "_hidden")
+CLASSES = (
+    r"$\frac{$",
+    "[red]",
+    "=cmd|' C calc'!A0",
+    "\x1b[31mred",
+    "<b>",
+    "[",
+    "\u202etxt",
+    ":skull:",
+    "_hidden",
+    "\udcff",
+)
+SHOWN = tuple(map(printable, CLASSES))
 LAYERS = (r"$\frac{$", "_[red]")
 MODEL = "net $\\frac{$ [red] <b> \x1b[31m.safetensors"
 FACTORY = rf"""
@@ -34,8 +46,12 @@ def net(shape, classes):
     names = [{LAYERS[0]!r}, "relu", "</script>", {LAYERS[1]!r}, "out"]
     return nn.Sequential(OrderedDict(zip(names, layers, strict=True)))
 """
-ARGUMENTS = """
---factory nets_of_names:net --data.name folder --threat.norm linf --threat.eps 0.05 --shard 10 --pgd.steps 2
+TRAINING = """
+--recipe quickstart --model.name nets_of_names:net --training.epochs 1 --training.batch_size 8 --attack.steps 1
+--validation.steps 1 --test.steps 1 --test.restarts 1 --data.test_fraction 0.25 --data.validation_fraction 0.34
+""".split()
+JUDGED = """
+--factory nets_of_names:net --threat.norm linf --threat.eps 0.05 --shard 10 --attacks pgd --pgd.steps 2
 """.split()
 
 
@@ -46,7 +62,7 @@ def strangers(tmp_path_factory: pytest.TempPathFactory) -> Path:
     draw = np.random.default_rng(0)
     for name in CLASSES:
         (folder / "data" / name).mkdir(parents=True)
-        for number in range(3):
+        for number in range(4):
             pixels = draw.integers(256, size=(8, 8, 3)).astype(np.uint8)
             Image.fromarray(pixels).save(folder / "data" / name / f"[b]{number}\n.png")
     (folder / "nets_of_names.py").write_text(FACTORY)
@@ -64,8 +80,9 @@ def finish(make_job: Callable[..., Any], strangers: Path) -> Callable[..., dict[
     def run(script: str, *arguments: str) -> dict[str, Any]:
         job = make_job(script)
         (job.folder / "nets_of_names.py").write_text(FACTORY)
-        given = ["--model", str(strangers / MODEL), *ARGUMENTS, "--data.root", str(strangers / "data")]
-        summary: dict[str, Any] = job.finish(*given, *arguments)
+        summary: dict[str, Any] = job.finish(
+            *arguments, "--data.name", "folder", "--data.root", str(strangers / "data")
+        )
         assert all(line.isprintable() for line in job.processes[-1].lines)
         return summary
 
@@ -79,18 +96,28 @@ def figures(summary: Mapping[str, Any], name: str, folder: Path) -> list[str]:
     return ["".join(one.itertext()) for one in tree.iter() if one.tag.endswith("}text")]
 
 
+def test_a_training_ends_and_names_every_layer_as_it_is(finish: Callable[..., dict[str, Any]], tmp_path: Path) -> None:
+    summary = finish("train.py", *TRAINING)
+    assert (summary["status"], summary["message"]) == ("finished", None)
+    assert set(summary["sensitivity"]) == {f"network.{layer}" for layer in LAYERS}
+    assert set(LAYERS) <= set(figures(summary, "training.svg", tmp_path))
+
+
 def test_an_evaluation_ends_and_names_every_class_as_it_is(
-    finish: Callable[..., dict[str, Any]], tmp_path: Path
+    finish: Callable[..., dict[str, Any]], strangers: Path, tmp_path: Path
 ) -> None:
-    summary = finish("evaluate.py", "--attacks", "pgd")
+    summary = finish("evaluate.py", "--model", str(strangers / MODEL), *JUDGED)
     assert summary["status"] == "finished"
-    assert tuple(sorted(summary["classes"])) == tuple(sorted(CLASSES))
+    assert set(map(printable, summary["classes"])) == set(SHOWN)
     assert set(shorts(CLASSES)) <= set(figures(summary, "evaluation.svg", tmp_path))
 
 
-def test_an_analysis_ends_and_its_page_runs_nothing(finish: Callable[..., dict[str, Any]], tmp_path: Path) -> None:
+def test_an_analysis_ends_and_its_page_runs_nothing(
+    finish: Callable[..., dict[str, Any]], strangers: Path, tmp_path: Path
+) -> None:
     some = ("--ablation.images", "10", "--ablation.steps", "2", "--gallery.neurons", "1", "--gallery.images", "1")
-    summary = finish("analyze.py", "--attacks", "pgd", "--layers", "auto", *some, "--output", str(tmp_path / "output"))
+    model = ("--model", str(strangers / MODEL))
+    summary = finish("analyze.py", *model, *JUDGED, *some, "--output", str(tmp_path / "output"))
     assert summary["status"] == "finished"
     (model,) = summary["models"]
     assert set(model["layers"]) == {f"network.{layer}" for layer in LAYERS}
@@ -100,5 +127,5 @@ def test_an_analysis_ends_and_its_page_runs_nothing(finish: Callable[..., dict[s
     assert "<b>" not in page
     assert "&lt;b&gt;" in page
     assert set(LAYERS) <= set(figures(summary, "figures/layers.svg", tmp_path))
-    assert set(map(printable, CLASSES)) <= set(figures(summary, "figures/classes.svg", tmp_path))
+    assert set(SHOWN) <= set(figures(summary, "figures/classes.svg", tmp_path))
     assert json.loads((tmp_path / "output" / "analysis.json").read_text())["models"] == summary["models"]
