@@ -38,6 +38,7 @@ _LEAST_ADVERSARIAL_EPS = 1e-6
 _MOST_STEP_SIZE = 10.0
 """In eps: any step of more than twice eps crosses the whole ball."""
 _LONGEST_CHAIN = 20
+_LONGEST_NAME = 160  # of 200 that the name of a run may have, with a time and of which sweep it is the champion
 _OCTAL = re.compile(r"[-+]?0[0-9_]+")
 
 
@@ -386,14 +387,18 @@ class Tracking(Section):
     uri: str | None = Field(
         None, description="Tracking URI; default $MLFLOW_TRACKING_URI, else sqlite in the folder of the runs."
     )
-    experiment: str = Field("distsens", description="MLflow experiment.")
+    # Databases have room for 256 characters, whatever MLflow itself takes.
+    experiment: str = Field("distsens", min_length=1, max_length=250, description="MLflow experiment.")
 
 
 class Experiment(Section):
     """Everything that decides a training run."""
 
     name: str = Field(
-        "experiment", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="Name; runs are called after it."
+        "experiment",
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$",
+        max_length=_LONGEST_NAME,
+        description="Name; runs are called after it.",
     )
     seed: Count = Field(
         0, ge=0, le=2**31 - 1, description="Decides splits, initial weights, order, augmentation and attacks."
@@ -485,7 +490,7 @@ def load_recipe(recipe: str, folders: Sequence[Path]) -> dict[str, Any]:
 def name_after(recipe: str) -> str:
     """The name of an experiment after its recipe's file: what a run's name may hold, without accents or spaces."""
     plain = unicodedata.normalize("NFKD", Path(recipe).stem).encode("ascii", "ignore").decode()
-    return re.sub(r"[^A-Za-z0-9._-]+", "-", plain).strip("-._") or "experiment"
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", plain).strip("-._")[:_LONGEST_NAME] or "experiment"
 
 
 def _load_recipe(recipe: str, folders: tuple[Path, ...], above: tuple[str, ...]) -> dict[str, Any]:

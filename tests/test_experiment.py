@@ -12,8 +12,10 @@ from hypothesis import strategies as st
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
+from distsens.distributed.runs import new_name
 from distsens.errors import InputError
 from distsens.experiment import Experiment, load_recipe, merge, name_after
+from distsens.storage.keys import is_key
 
 RECIPES = Path(__file__).parents[1] / "jobs" / "recipes"
 
@@ -266,6 +268,14 @@ def test_a_recipe_may_be_a_path_and_extend_its_neighbour_or_a_known_one(tmp_path
 def test_an_experiment_is_named_after_its_recipe_whatever_that_files_name_is(file: str, name: str) -> None:
     assert name_after(file) == name
     assert Experiment.parse({"name": name_after(file)}).name == name
+
+
+def test_the_longest_name_has_room_for_all_that_runs_are_called_after_it() -> None:
+    longest = Experiment.parse({"name": name_after("a" * 250 + ".yaml")})
+    champion = f"{new_name(longest)}-champion-99999"
+    assert is_key(champion)
+    with pytest.raises(InputError, match="at most 160 characters"):
+        Experiment.parse({"name": longest.name + "a"})
 
 
 def test_a_recipe_that_says_something_twice_is_refused_with_the_lines(tmp_path: Path) -> None:

@@ -35,7 +35,7 @@ from distsens.examination import Examination
 from distsens.experiment import Experiment
 from distsens.models import normalisation_of, state_of
 from distsens.sensitivity import neuron_counts
-from distsens.storage import Place, open_place
+from distsens.storage import Place, check_room, open_place
 from distsens.strict_json import Document, load_as, load_json_file
 from distsens.suite import (
     Materials,
@@ -149,6 +149,7 @@ def check_examination(examination: Examination, tell: Callable[[str], None] = la
             _check_source(other, examination.transfer, pixels, labels[some])
     for family in families(examination.corruptions):
         corrupt(images[slice(0, 1)], family, SEVERITIES[0], torch.zeros(1, dtype=torch.int64))
+    check_room(storage)
     storage.check_writable()
     if examination.examples is not None:
         with renamed(_OF_EXAMPLES):

@@ -19,7 +19,7 @@ from distsens.distributed.rehearsal import Decisive, rehearse, what_decides
 from distsens.errors import InputError, refusing
 from distsens.experiment import Experiment
 from distsens.sensitivity import Stabilizer, unreadable_layers
-from distsens.storage import LocalPlace, Place, open_place
+from distsens.storage import LocalPlace, Place, check_room, open_place
 from distsens.tracking import check_tracking, without_password
 from distsens.training import TrainingState, own_forwards
 
@@ -54,6 +54,7 @@ def check(experiment: Experiment, tell: Callable[[str], None] = lambda _: None) 
     """
     check_cluster(experiment.workers, experiment.data.decoding_cpus, tell)
     storage = open_place(storage_url(experiment))
+    check_room(storage)
     storage.check_writable()
     uri, artifacts = tracking_places(experiment, storage)
     check_tracking(uri, experiment=experiment.tracking.experiment, artifact_root=artifacts)

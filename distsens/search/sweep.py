@@ -64,6 +64,7 @@ class Sweep(Section):
     registered_name: str | None = Field(
         None,
         pattern=r"^[^/:.\s][^/:]*$",  # what MLflow takes
+        max_length=250,  # for which its databases have room
         description="Registered MLflow model whose alias champion names the winner; default the recipe's name.",
     )
 

@@ -10,7 +10,7 @@ from distsens.storage.json_files import check_digest, read_json, with_digest, wr
 from distsens.storage.local import LocalPlace
 from distsens.storage.manifest import FileRecord, Manifest
 from distsens.storage.move import Move
-from distsens.storage.place import Place, address, open_place, place_name
+from distsens.storage.place import Place, address, check_room, open_place, place_name
 from distsens.storage.run_record import RUN_FILE, RunRecord, read_run, write_run
 from distsens.storage.sealed_table import SealedTable, seal, unseal
 
@@ -29,6 +29,7 @@ __all__ = [
     "SealedTable",
     "address",
     "check_digest",
+    "check_room",
     "open_place",
     "place_name",
     "published",

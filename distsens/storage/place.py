@@ -15,6 +15,10 @@ _FILE = "file:///"
 # One slash is enough: pathlib turns "s3://bucket" into "s3:/bucket", which must not become a folder named "s3:".
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:/")
 
+_LONGEST_KEY = 320  # of a run or sweep, whose own name may have 200 characters
+_LONGEST_OBJECT = 1024
+_LONGEST_PATH = 4095
+
 
 class Place(Protocol):
     """A store of whole files under string keys such as ``checkpoints/epoch-0003/model.safetensors``.
@@ -81,6 +85,14 @@ def open_place(url: str) -> Place:
     if not path or "\0" in path:
         raise InputError("storage.path", url, "must name a local folder, or s3://bucket/prefix")
     return LocalPlace(Path(os.path.abspath(path)))
+
+
+def check_room(place: Place) -> None:
+    """Refuse a storage below which names of runs and of what they hold would be longer than its kind takes."""
+    most = _LONGEST_OBJECT if place.url.startswith("s3://") else _LONGEST_PATH
+    where = address(place.url)
+    if len(os.fsencode(where)) + _LONGEST_KEY > most:
+        raise InputError("storage.path", where, f"names below it would be longer than {most:,} bytes")
 
 
 def place_name(url: str) -> str:

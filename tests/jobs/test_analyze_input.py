@@ -48,6 +48,7 @@ def run(run_here: Run, tmp_path: Path) -> Run:
         (GIVEN.replace("--threat.norm linf --threat.eps 0.1", ""), "error: threat: got None"),
         (f"{GIVEN} --attacks pdg", "error: attacks: got 'pdg'"),
         (f"{GIVEN} --eps 0", "error: eps: got 0"),
+        (f"{GIVEN} --tracking.experiment {'e' * 251}", "error: tracking.experiment: got 'eeee"),
         (f"{GIVEN} --eps 3", "eps: got 3"),
         (f"{GIVEN} --layers nothing", "error: layers: got 'nothing'"),
         (f"{GIVEN} --ablation.layers nothing", "error: ablation.layers: got 'nothing'"),

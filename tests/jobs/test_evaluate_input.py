@@ -99,6 +99,8 @@ def run(run_here: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
         (f"{GIVEN} --attacks autoatack", "error: attacks: got 'autoatack'"),
         (f"{GIVEN} --attacks transfer", "error: transfer: got None"),
         (f"{GIVEN} --attacks cw", "threat.norm"),
+        (f"{GIVEN} --tracking.experiment {'e' * 251}", "error: tracking.experiment: got 'eeee"),
+        (f"{GIVEN} --storage.path /tmp/{'deep/' * 800}", "names below it would be longer than 4,095 bytes"),
         (f"{GIVEN} --corruptions rain", "error: corruptions: got 'rain'"),
         (
             f"{GIVEN} --corruptions fog --baseline no-errors.json",

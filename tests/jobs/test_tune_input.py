@@ -19,6 +19,8 @@ Run = Callable[..., tuple[int, str, str]]
         (["--recipe", "tune-quickstart", "--search.stabilize.wight.uniform", "0", "1"], "there is no such field"),
         (["--recipe", "tune-quickstart", "--search.stabilize.ratio.uniform", "0.1", "2"], "search.stabilize.ratio"),
         (["--recipe", "tune-quickstart", "--sweep.scheduler", "hyperband"], "sweep.scheduler: got 'hyperband'"),
+        (["--recipe", "tune-quickstart", "--name", "a" * 161], "aaaaa'; string should have at most 160 characters"),
+        (["--recipe", "tune-quickstart", "--sweep.registered_name", "m" * 251], "at most 250 characters"),
         (["--recipe", "tune-quickstart", "--sweep.trials", "0"], "sweep.trials: got 0"),
         (["--recipe", "tune-quickstart", "--workers.num", "50"], "workers.num: got 50; this machine has room for"),
         (["--recipe", "tune-quickstart", "--summary", "/nowhere/s.json"], "summary: got '/nowhere/s.json'"),

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from distsens.errors import InputError
-from distsens.storage import Place, open_place
+from distsens.storage import Place, check_room, open_place
 from distsens.storage.s3 import S3Place
 
 
@@ -102,6 +102,16 @@ def test_many_threads_may_use_one_place(place: Place) -> None:
 def test_the_url_of_any_local_folder_leads_back_to_it(name: str) -> None:
     place = open_place(os.path.abspath("/" + name))
     assert open_place(place.url) == place
+
+
+@pytest.mark.parametrize(
+    ("below", "most"), [("s3://bucket/{}", 1024 - len("s3://bucket/") - 320), ("/{}", 4095 - 1 - 320)]
+)
+def test_a_storage_has_room_for_the_names_of_what_is_kept_there(below: str, most: int) -> None:
+    prefix = ("0123456789/" * 500)[: most - 1].rstrip("/") + "a" * 20
+    check_room(open_place(below.format(prefix[: most - 20])))
+    with pytest.raises(InputError, match="names below it would be longer than"):
+        check_room(open_place(below.format(prefix)))
 
 
 def test_a_relative_path_is_made_absolute_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
