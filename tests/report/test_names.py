@@ -18,7 +18,6 @@ from rich.console import Console
 from distsens.benchmark import Report, benchmark_figure, benchmark_table
 from distsens.benchmark.finding import Finding
 from distsens.benchmark.rounds import Spread
-from distsens.console import print_line
 from distsens.errors import printable
 from distsens.evaluation import Proportion, proportion
 from distsens.report import (
@@ -41,7 +40,7 @@ from distsens.report.style import Plate, shorts
 from distsens.report.sweep import SweepView
 from distsens.training import EpochRecord
 from tests.report.analysis.constructed import constructed
-from tests.report.nasty import NASTY, names, several_names
+from tests.report.nasty import NASTY, several_names
 from tests.report.test_evaluation import ledger, summary
 from tests.report.test_summary import SUMMARY
 
@@ -133,11 +132,6 @@ def printed(show: Callable[..., None], *arguments: Any, width: int = 200) -> str
     output: str = console.file.getvalue()  # type: ignore[attr-defined]
     assert all(one.isprintable() for one in output.replace("\n", "")), repr(output)
     return output
-
-
-@given(names)
-def test_a_line_is_one_line_with_all_its_characters(name: str) -> None:
-    assert printed(print_line, f"class {name}", width=20) == f"class {printable(name)}\n"
 
 
 @given(several_names)
