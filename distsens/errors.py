@@ -7,6 +7,8 @@ import traceback
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
+from distsens.redaction import without_secrets
+
 _LONGEST = {"field": 120, "value": 240, "allowed": 2000}
 """Characters that a refusal has of each; what is longer is cut in the middle."""
 
@@ -62,7 +64,7 @@ class _Short(reprlib.Repr):
 
     def repr_str(self, value: str, level: int) -> str:  # noqa: ARG002
         """As Python writes it, which escapes some characters."""
-        return _cut(repr(_cut(value, self.maxstring)), self.maxstring)
+        return _cut(repr(_cut(without_secrets(value), self.maxstring)), self.maxstring)
 
 
 def shown(value: object) -> str:
@@ -115,7 +117,8 @@ def said(problem: BaseException) -> str:
 
 
 def printable(text: str) -> str:
-    """The text in one line without codes that steer a terminal: every other character as Python writes it."""
+    """The text in one line without secrets and codes that steer a terminal: other characters as Python writes them."""
+    text = without_secrets(text)
     if text.isprintable():
         return text
     return "".join(one if one.isprintable() else one.encode("unicode_escape").decode("ascii") for one in text)

@@ -32,9 +32,10 @@ from distsens.distributed.examiners import share_split
 from distsens.distributed.provenance import provenance_tags
 from distsens.distributed.shards import share_out_batches
 from distsens.distributed.signals import ignore_signals, signals_interrupt
+from distsens.redaction import without_secrets
 from distsens.report.analysis import AnalysisSummary, AnalysisView, Report, build_report
 from distsens.storage import Place, open_place
-from distsens.tracking import TrackedRun, without_password
+from distsens.tracking import TrackedRun
 
 _SECONDS_BETWEEN_LOOKS = 0.5
 
@@ -68,7 +69,7 @@ def run_analysis(checked: CheckedAnalysis, view: AnalysisView) -> tuple[Analysis
         stack.enter_context(ended_whatever_happens(tracked, view.say))
         view.say(f"analysis {name}")
         view.say(f"storage {place.url}")
-        view.say(f"tracking {without_password(tracked.uri)} run {tracked.run_id}")
+        view.say(f"tracking {without_secrets(tracked.uri)} run {tracked.run_id}")
 
         def summarize(status: Status, message: str | None) -> AnalysisSummary:
             return AnalysisSummary.of(
@@ -78,7 +79,7 @@ def run_analysis(checked: CheckedAnalysis, view: AnalysisView) -> tuple[Analysis
                 message=message,
                 run=name,
                 storage=place.url,
-                mlflow_uri=without_password(tracked.uri),
+                mlflow_uri=without_secrets(tracked.uri),
                 mlflow_run_id=tracked.run_id,
                 analysis=analysis.model_dump(mode="json"),
                 models=[_model(checked, position) for position in range(len(checked.names))],

@@ -20,8 +20,9 @@ from distsens.distributed.training import follow, ray_notes, share_data, start_t
 from distsens.distributed.worker import Job
 from distsens.errors import printable
 from distsens.experiment import Experiment
+from distsens.redaction import without_secrets
 from distsens.report import Summary, View
-from distsens.tracking import TrackedRun, without_password
+from distsens.tracking import TrackedRun
 
 
 @dataclass
@@ -73,7 +74,7 @@ def train_on_cluster(
     try:
         view.say(f"run {stored.name}")
         view.say(f"storage {stored.place.url}")
-        view.say(f"tracking {without_password(tracked.uri)} run {tracked.run_id}")
+        view.say(f"tracking {without_secrets(tracked.uri)} run {tracked.run_id}")
         if resumed is None:
             _describe(experiment, checked, tracked)
         dataset = checked.dataset

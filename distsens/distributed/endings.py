@@ -13,6 +13,7 @@ import ray.train
 
 from distsens.distributed.ray_internals import RayTrainError
 from distsens.errors import InputError, UnavailableError, said
+from distsens.redaction import without_secrets
 from distsens.storage import CheckpointError
 from distsens.tracking import TakenOverError, TrackedRun, is_store_error, reason
 
@@ -36,6 +37,10 @@ class EndedError(RuntimeError):
 
 def explain(error: Exception, say: Callable[[str], None]) -> str:
     """One line for what ended a driver. Of a fault of ours ``say`` hears all, for it can only be mended where it is."""
+    return without_secrets(_explained(error, say))
+
+
+def _explained(error: Exception, say: Callable[[str], None]) -> str:
     if isinstance(error, (ray.train.TrainingFailedError, ray.exceptions.RayError)):
         return cause(error)
     if isinstance(error, (OSError, InputError, UnavailableError, CheckpointError, TakenOverError, EndedError)):

@@ -47,9 +47,10 @@ from distsens.examination import Examination, JudgedData, JudgedModel
 from distsens.experiment import Experiment, merge
 from distsens.logits import too_many_not_finite
 from distsens.models import words_for
+from distsens.redaction import without_secrets
 from distsens.report import EvaluationSummary, EvaluationView, evaluation_figure, in_style
 from distsens.storage import Place, address, open_place, write_json
-from distsens.tracking import TrackedRun, without_password
+from distsens.tracking import TrackedRun
 
 PAIRS_FILE = "pairs.json"
 _SECONDS_BETWEEN_LOOKS = 0.5
@@ -92,7 +93,7 @@ def run_examination(
         before = sum(len(part) for part in done.values())
         view.say(f"evaluation {stored.name}")
         view.say(f"storage {stored.place.url}")
-        view.say(f"tracking {without_password(tracked.uri)} run {tracked.run_id}")
+        view.say(f"tracking {without_secrets(tracked.uri)} run {tracked.run_id}")
 
         def summarize(status: Status, message: str | None) -> EvaluationSummary:
             return EvaluationSummary.of(
@@ -100,7 +101,7 @@ def run_examination(
                 message=message,
                 run=stored.name,
                 storage=stored.place.url,
-                mlflow_uri=without_password(tracked.uri),
+                mlflow_uri=without_secrets(tracked.uri),
                 mlflow_run_id=tracked.run_id,
                 examination=checked.examination.model_dump(mode="json"),
                 model=model_of(checked),

@@ -17,6 +17,7 @@ import ray
 from distsens.distributed.ray_internals import found_address, is_head, loopback_stays
 from distsens.distributed.signals import signals_stay
 from distsens.errors import InputError
+from distsens.redaction import MASK
 
 _ADDRESS = "RAY_ADDRESS"
 _SECONDS_TO_ANSWER = 20.0
@@ -27,6 +28,8 @@ _SUBMIT = "submit the job, by cluster/submit.py, or "
 def address_to_join() -> str | None:
     """What RAY_ADDRESS says, or None where a Ray of one's own is to be started."""
     address = os.environ.get(_ADDRESS, "").strip()
+    if "@" in address:
+        _refuse(f"{MASK}@{address.rpartition('@')[2]}", f"a token does not belong into it; {_HOW}")
     return None if address in ("", "local") else address
 
 
@@ -76,7 +79,7 @@ def _parsed(address: str) -> tuple[str, int]:
         host, port = parts.hostname, parts.port
     except ValueError:
         host, port = None, None
-    if not host or not port or parts.path or "@" in address:
+    if not host or not port or parts.path:
         _refuse(address, _HOW)
     return host, port
 

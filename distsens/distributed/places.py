@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from typing import Any
 
 from distsens.errors import InputError
 from distsens.experiment import merge
+from distsens.redaction import without_secrets
 from distsens.storage import Move, Place
 from distsens.strict_json import load_json
 from distsens.tracking import absolute_uri, beside, holds_run
 
-_NAMES_A_USER = re.compile(r"[^:]+://[^/]*@")
 # By section of an experiment, an examination or a sweep's recipe: what lies in the storage, and what need not.
 _OF_RUNS = (("model", "address"), (None, "transfer"), (None, "examples"))
 _INPUTS = (("model", "weights"), ("data", "root"), ("data", "extra"), (None, "baseline"))
@@ -21,11 +20,10 @@ _INPUTS = (("model", "weights"), ("data", "root"), ("data", "extra"), (None, "ba
 def pinned(given_uri: str | None, storage: Place, tracking_uri: str) -> dict[str, Any]:
     """Fields with the absolute addresses of a storage and an MLflow store, which what is resumed goes back to.
 
-    An address with a user in it is not written down, for it may hold a secret: it stays in the environment, for the
-    resumed run as well.
+    An address with a secret in it is not written down: it stays in the environment, for the resumed run as well.
     """
     store = absolute_uri(tracking_uri)
-    uri = given_uri if _NAMES_A_USER.match(store) else store
+    uri = store if store == without_secrets(store) else given_uri
     return {"storage": {"path": storage.url}, "tracking": {"uri": uri}}
 
 

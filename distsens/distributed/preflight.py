@@ -18,9 +18,10 @@ from distsens.distributed.cluster import check_cluster, job_submission_id
 from distsens.distributed.rehearsal import Decisive, rehearse, what_decides
 from distsens.errors import InputError, refusing
 from distsens.experiment import Experiment
+from distsens.redaction import without_secrets
 from distsens.sensitivity import Stabilizer, unreadable_layers
 from distsens.storage import LocalPlace, Place, check_room, open_place
-from distsens.tracking import check_tracking, without_password
+from distsens.tracking import check_tracking
 from distsens.training import TrainingState, own_forwards
 
 TRACKING_VARIABLE = "MLFLOW_TRACKING_URI"
@@ -122,8 +123,9 @@ def tracking_places(experiment: Experiment, storage: Place) -> tuple[str, str | 
     Without an address it is an SQLite file in the storage, or, as a bucket cannot hold one, in the default storage.
     """
     given = experiment.tracking.uri
-    if given is not None and given != (masked := without_password(given)):
-        raise InputError("tracking.uri", masked, f"a password stays out of recipes and flags: set {TRACKING_VARIABLE}")
+    if given is not None and given != (masked := without_secrets(given)):
+        allowed = f"a password or a token stays out of recipes and flags: set {TRACKING_VARIABLE}"
+        raise InputError("tracking.uri", masked, allowed)
     uri = given or os.environ.get(TRACKING_VARIABLE)
     if uri is None:
         folder = storage.root if isinstance(storage, LocalPlace) else Path(_default_storage()).absolute()

@@ -13,9 +13,10 @@ from distsens.distributed.monitor import EndedEarly, EpochFinished, Event, Start
 from distsens.distributed.preflight import Checked
 from distsens.distributed.runs import StoredRun
 from distsens.experiment import Experiment
+from distsens.redaction import without_secrets
 from distsens.report import Summary, View, in_style, sensitivity_parquet, training_figure
 from distsens.storage import Checkpoints, published
-from distsens.tracking import TrackedRun, without_password
+from distsens.tracking import TrackedRun
 from distsens.training import WEIGHTS, EpochRecord, best_epoch, load_weights
 
 
@@ -191,7 +192,7 @@ def summarize(
         run=stored.name,
         storage=stored.place.url,
         published=followed.published,
-        mlflow_uri=without_password(tracked.uri),
+        mlflow_uri=without_secrets(tracked.uri),
         mlflow_run_id=tracked.run_id,
         mlflow_model=followed.model_uri,
         experiment=experiment.model_dump(mode="json"),

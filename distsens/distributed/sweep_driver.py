@@ -29,10 +29,11 @@ from distsens.distributed.training import ray_notes
 from distsens.distributed.trial import TrialKit, train_trial
 from distsens.distributed.tuning import resources, scheduler, searcher
 from distsens.experiment import merge
+from distsens.redaction import without_secrets
 from distsens.report.sweep import Outcome, SweepSummary, SweepView, count
 from distsens.search import SweepPlan, meets_floor
 from distsens.storage import address
-from distsens.tracking import TrackedRun, without_password
+from distsens.tracking import TrackedRun
 
 _SETTINGS = {
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
@@ -87,7 +88,7 @@ def run_sweep(
         stack.enter_context(ended_whatever_happens(sweep.tracked, view.say))
         view.say(f"sweep {sweep.stored.name}")
         view.say(f"storage {sweep.stored.place.url}")
-        view.say(f"tracking {without_password(sweep.tracked.uri)} run {sweep.tracked.run_id}")
+        view.say(f"tracking {without_secrets(sweep.tracked.uri)} run {sweep.tracked.run_id}")
         workers = plan.base.workers
         view.say(
             f"{plan.total} trials, {sweep.at_a_time} at a time ({workers.num} worker{'s' * (workers.num > 1)} each, "
@@ -134,7 +135,7 @@ def run_sweep(
         message=message,
         sweep=sweep.stored.name,
         storage=sweep.stored.place.url,
-        mlflow_uri=without_password(sweep.tracked.uri),
+        mlflow_uri=without_secrets(sweep.tracked.uri),
         mlflow_run_id=sweep.tracked.run_id,
         search={field: str(one) for field, one in plan.space.items()},
         settings=plan.sweep.model_dump(mode="json"),

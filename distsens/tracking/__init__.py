@@ -13,7 +13,6 @@ from distsens.tracking.store import (
     check_tracking,
     is_store_error,
     reason,
-    without_password,
 )
 
 __all__ = [
@@ -29,5 +28,4 @@ __all__ = [
     "holds_run",
     "is_store_error",
     "reason",
-    "without_password",
 ]

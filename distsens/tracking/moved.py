@@ -7,6 +7,7 @@ from pathlib import Path
 from urllib.parse import unquote
 
 from distsens.errors import InputError
+from distsens.redaction import without_secrets
 from distsens.tracking.store import BESIDE_TAG, artifact_location, is_absent, is_server, parse, reading, reason
 
 _FILE = "file://"
@@ -81,7 +82,7 @@ def follow_artifacts(uri: str, artifact_root: str | None) -> None:
                         changed.update().where(below).values({name: sqlalchemy.literal(now).concat(rest)})
                     )
     except SQLAlchemyError as error:
-        shown = url.render_as_string(hide_password=True)
+        shown = without_secrets(url.render_as_string(hide_password=True))
         raise InputError("tracking.uri", shown, f"the database cannot be written: {reason(error)}") from error
     finally:
         engine.dispose()

@@ -10,8 +10,10 @@ from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
+from urllib.parse import quote
 
 from distsens.errors import InputError
+from distsens.redaction import without_secrets
 from distsens.tracking.outage import PatientClient, environment
 from distsens.words import fault_of_path
 
@@ -79,7 +81,10 @@ def check_tracking(uri: str, *, experiment: str, artifact_root: str | None = Non
 
 def absolute_uri(uri: str) -> str:
     """The address with a relative SQLite path made absolute, so that it means the same in every folder."""
-    return parse(uri).render_as_string(hide_password=False)
+    url = parse(uri)
+    address = url.render_as_string(hide_password=False)
+    # SQLAlchemy writes spaces of a password as such, by which the address would end for whoever finds it in a text.
+    return address if url.password is None else re.sub(r"\s", lambda space: quote(space[0]), address)
 
 
 def artifact_location(uri: str, root: str | None) -> str | None:
@@ -187,7 +192,7 @@ def parse(uri: str) -> URL:
     try:
         url = make_url(uri)
     except (ArgumentError, ValueError):  # ValueError: a port that is no number
-        raise InputError("tracking.uri", without_password(uri), _hint(uri)) from None
+        raise InputError("tracking.uri", without_secrets(uri), _hint(uri)) from None
     if is_server(url) and url.host:
         return url
     if url.get_backend_name() not in _DATABASES:
@@ -221,13 +226,8 @@ def is_absent(url: URL) -> bool:
 
 
 def _shown(url: URL) -> str:
-    """The address without its password, for messages."""
-    return url.render_as_string(hide_password=True)
-
-
-def without_password(text: str) -> str:
-    """Any text in which an address may hide a password, such as a library's error message."""
-    return re.sub(r"(://[^:/@\s]*):[^@/\s]*@", r"\1:***@", text)
+    """The address for messages."""
+    return without_secrets(url.render_as_string(hide_password=True))
 
 
 def _check_can_be_created(url: URL) -> None:
@@ -306,4 +306,4 @@ def reason(error: BaseException) -> str:
     """The innermost cause's first line: "Connection refused" rather than the layers around it."""
     while inner := error.__cause__ or error.__context__:
         error = inner
-    return without_password(str(error).partition("\n")[0])[:200]
+    return without_secrets(str(error).partition("\n")[0])[:200]

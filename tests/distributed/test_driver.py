@@ -5,6 +5,7 @@ The worker's function runs in this process with one seat, a list is its mailbox,
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import time
@@ -69,7 +70,9 @@ class Ended(SimpleNamespace):
 def train(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, local_ray: None) -> Callable[..., Ended]:
     """Train by the driver; before its worker begins, the run's folder can be spoilt."""
 
-    def start(changes: dict[str, Any], spoil: Callable[[str], None] = lambda _: None) -> Ended:
+    def start(
+        changes: dict[str, Any], spoil: Callable[[str], None] = lambda _: None, store: str | None = None
+    ) -> Ended:
         def follow(job: Any, experiment: Experiment, shown: Any, take: Callable[[Event], None]) -> None:
             spoil(job.of.run_url)
             mailbox = Mailbox()
@@ -82,14 +85,17 @@ def train(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, local_ray: None) -> C
 
         monkeypatch.setattr(driver, "start_training", start_training)
         monkeypatch.setattr(driver, "follow", follow)
-        monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+        if store is None:
+            monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+        else:
+            monkeypatch.setenv("MLFLOW_TRACKING_URI", store)
         places = {"workers": {"num": 1}, "storage": {"path": str(tmp_path / "runs")}}
         experiment = Experiment.parse(merge(merge(load_recipe("quickstart", [RECIPES]), QUICK), merge(places, changes)))
         shown = StringIO()
         view = open_view(Console(file=shown, width=200), experiment.training.epochs)
         with signals_interrupt() as caught:
             summary, code = driver.train_on_cluster(experiment, check(experiment), view, str(tmp_path), caught)
-        run = MlflowClient(summary.mlflow_uri).get_run(summary.mlflow_run_id)
+        run = MlflowClient(store or summary.mlflow_uri).get_run(summary.mlflow_run_id)
         return Ended(summary=summary, code=code, shown=shown.getvalue(), run=run)
 
     return start
@@ -244,3 +250,24 @@ def test_a_run_that_cannot_be_kept_is_none(
     client = MlflowClient(f"sqlite:///{tmp_path}/runs/mlflow.db")
     (run,) = client.search_runs([one.experiment_id for one in client.search_experiments()])
     assert (run.info.status, run.data.tags["distsens.outcome"]) == ("FAILED", "no space left on device")
+
+
+def test_a_secret_in_the_address_of_the_store_is_shown_and_written_nowhere(
+    train: Callable[..., Ended], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    secret = "7712345"  # a setting of SQLite's that does nothing here stands for a password
+    store = f"sqlite:///{tmp_path}/mlflow.db?cached_statements={secret}"
+
+    def fail(*_: object) -> None:
+        raise OSError(f"{store} is in the way")
+
+    monkeypatch.setattr(driver, "log_figure", fail)
+    ended = train({"training": {"epochs": 1}}, store=store)
+    assert_failed(ended, f"sqlite:///{tmp_path}/mlflow.db?cached_statements=*** is in the way")
+    (tmp_path / "summary.json").write_text(json.dumps(ended.summary.to_dict()))
+    assert secret not in ended.shown
+    assert secret not in "".join(capfd.readouterr())
+    assert ended.run.data.params["tracking.uri"] == "None"
+    files = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert {"run.json", "mlflow.db", "summary.json"} <= {path.name for path in files}
+    assert [path for path in files if secret.encode() in path.read_bytes()] == []

@@ -169,3 +169,10 @@ def test_a_token_that_others_may_read_is_warned_of(
     said: list[str] = []
     joining.warn_of_token(said.append)
     assert said == [f"warning: others may read Ray's token in {token}: chmod 600 it"] * warned
+
+
+def test_a_token_in_the_address_is_not_repeated(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", "hunter2@10.0.0.1:6379")
+    with pytest.raises(InputError, match=r"got '\*\*\*@10\.0\.0\.1:6379'") as raised:
+        address_to_join()
+    assert "hunter2" not in str(raised.value)

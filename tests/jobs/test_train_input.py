@@ -77,7 +77,19 @@ def run(run_here: Run) -> Run:
         ("--recipe quickstart --tracking.uri http://127.0.0.1:9", "error: tracking.uri: got 'http://127.0.0.1:9'"),
         (
             "--recipe quickstart --tracking.uri postgresql://me:secret@db/mlflow",
-            "error: tracking.uri: got 'postgresql://me:***@db/mlflow'; a password stays out of recipes and flags",
+            "error: tracking.uri: got 'postgresql://me:***@db/mlflow'; a password or a token stays out of recipes",
+        ),
+        (
+            "--recipe quickstart --tracking.uri postgresql://db/mlflow?password=secret",
+            "error: tracking.uri: got 'postgresql://db/mlflow?password=***'; a password or a token stays out of",
+        ),
+        (
+            "--recipe quickstart --tracking.uri https://token@mlflow.example.org",
+            "error: tracking.uri: got 'https://***@mlflow.example.org'; a password or a token stays out of",
+        ),
+        (
+            "--recipe quickstart --storage.path s3://key:secret@bucket/runs",
+            "error: storage.path: got 's3://***'; ",
         ),
         ("--recipe mnist-sns --data.root /nowhere", "error: data.root: got '/nowhere'; must hold MNIST"),
         ("--recipe quickstart --data.augment spin", "error: data.augment: got 'spin'; must be one of crop, flip"),
