@@ -34,7 +34,13 @@ settings.load_profile("distsens")
 _TOGETHER = {
     "stack": ("infra/test_stack.py",),
     "train": ("jobs/test_train.py", "jobs/test_train_bucket.py", "jobs/test_benchmark.py"),
-    "jobs": ("jobs/test_tune.py", "jobs/test_evaluate.py", "jobs/test_analyze.py", "jobs/test_lost_nodes.py"),
+    "jobs": (
+        "jobs/test_tune.py",
+        "jobs/test_evaluate.py",
+        "jobs/test_analyze.py",
+        "jobs/test_lost_nodes.py",
+        "jobs/test_outage.py",
+    ),
     "clusters": ("cluster/test_local.py", "cluster/test_hosts.py", "distributed/test_autoscaling.py"),
     "ceph": ("jobs/test_train_s3.py", "services/test_ceph.py", "storage/"),
     "actors": ("distributed/",),

@@ -60,6 +60,9 @@ class PatientClient:
                     raise
                 time.sleep(pause)
                 pause = min(2 * pause, _LONGEST_PAUSE_S)
+            except KeyboardInterrupt:
+                self._patience_s = _PATIENCE_WHEN_LOST_S  # whoever interrupts it does not wait for it again
+                raise
             else:
                 self._patience_s = _PATIENCE_S
                 return answer

@@ -45,7 +45,7 @@ WEIGHTS_ARTIFACT = "weights/model.safetensors"
 _EPOCH = "epoch"
 _LONGEST_DIGEST = 36
 _METRICS_AT_ONCE = 1000  # the most that MLflow takes in one request
-_SECONDS_FOR_SYSTEM_METRICS = 10
+_SECONDS_FOR_SYSTEM_METRICS = 5
 
 
 class TakenOverError(RuntimeError):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.server
 import shutil
+import signal
 import socket
 import sqlite3
 import subprocess
@@ -123,6 +124,18 @@ def test_what_is_made_is_asked_for_once_unless_the_server_was_not_reached(server
     assert seconds_until_given_up(lambda: client.create_run("0")) < 1.5
     assert server.asked == ["create"], "else there might be two"
     assert seconds_until_given_up(lambda: PatientClient(MlflowClient("http://127.0.0.1:9")).create_run("0")) > 2.5
+
+
+def test_a_driver_that_is_interrupted_while_a_server_hangs_does_not_wait_for_it_again(silent: str) -> None:
+    client = PatientClient(MlflowClient(silent))
+    before = signal.signal(signal.SIGALRM, signal.default_int_handler)
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 0.3)
+        with pytest.raises(KeyboardInterrupt):
+            client.search_experiments()
+    finally:
+        signal.signal(signal.SIGALRM, before)
+    assert seconds_until_given_up(client.search_experiments) < 1.5
 
 
 def test_what_the_user_says_of_mlflows_patience_wins(monkeypatch: pytest.MonkeyPatch, server: Server) -> None:
