@@ -13,7 +13,6 @@ _ADDRESS = re.compile(r"(?P<scheme>[A-Za-z][\w+.-]*)://(?P<rest>\S*)")
 _DATABASE = r"(?i:postgres|mysql|mariadb|mssql|oracle)[\w+]*"
 _WITH_SPACES = re.compile(rf"(?P<begin>{_DATABASE}://[^:/@\s]*):(?!\d{{1,5}}(?:[/?\s]|$))[^@]*@")
 _DATABASES_USER = re.compile(r"(?P<user>[^:/@]*)(?P<password>:[^@]*)?@")
-_USER = re.compile(r"(?P<user>[^:/@]*)(?P<password>:[^@]*)?@")
 _USER = re.compile(r"(?P<user>[^:/@?#]*)(?P<password>:[^/?#]*)?@")
 _PAIR = re.compile(r"(?P<name>[^=&;?#]+)=(?P<value>[^&;#'\"<>]*)")
 # Of a query any value may be a secret but these.

@@ -15,9 +15,9 @@ from distsens.redaction import without_secrets
 from distsens.tracking import absolute_uri
 
 # Long enough not to be found elsewhere by chance.
-SECRETS = st.text(st.characters(min_codepoint=33, exclude_characters="@/?#&;'\"<>\\"), min_size=12, max_size=40).filter(
-    lambda text: not any(map(str.isspace, text))
-)
+SECRETS = st.text(
+    st.characters(codec="utf-8", min_codepoint=33, exclude_characters="@/?#&;'\"<>\\"), min_size=12, max_size=40
+).filter(lambda text: not any(map(str.isspace, text)))
 ENCODED = st.text(min_size=12, max_size=20).map(lambda text: quote(text, safe="")).filter(lambda text: len(text) > 11)
 NAMES = st.text(string.ascii_letters + string.digits + "_-.", min_size=1, max_size=12)
 DATABASES = st.sampled_from(["postgresql", "mysql", "mysql+pymysql", "postgresql+psycopg2", "mssql"])

@@ -15,7 +15,7 @@ from urllib.parse import quote
 from distsens.errors import InputError
 from distsens.redaction import without_secrets
 from distsens.tracking.outage import PatientClient, environment
-from distsens.words import fault_of_path
+from distsens.words import fault_of_path, fault_of_text
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -189,6 +189,8 @@ def parse(uri: str) -> URL:
     from sqlalchemy.engine import make_url
     from sqlalchemy.exc import ArgumentError
 
+    if fault := fault_of_text(uri):
+        raise InputError("tracking.uri", uri, fault)
     try:
         url = make_url(uri)
     except (ArgumentError, ValueError):  # ValueError: a port that is no number
