@@ -218,6 +218,7 @@ class TrackedRun:
 
         A number that the run already holds is not written again.
         """
+        check_still_there(self.uri)
         known = self._client.get_run(self.run_id).data.metrics
         batch = _as_metrics(metrics, step=self._last_epoch or 0)
         self._client.log_batch(self.run_id, [metric for metric in batch if known.get(metric.key) != metric.value])

@@ -176,8 +176,9 @@ def test_a_store_that_was_taken_away_is_an_error_and_its_run_is_ended_when_it_is
     file, kept = tmp_path / "mlflow.db", tmp_path / "kept.db"
     run = new_run(own_store)
     file.rename(kept)
-    with pytest.raises(StoreError, match=r"mlflow\.db is gone"):
-        run.log_epoch(0, {"loss": 0.5})
+    for log in (lambda: run.log_epoch(0, {"loss": 0.5}), lambda: run.log_result({"accuracy": 0.5})):
+        with pytest.raises(StoreError, match=r"mlflow\.db is gone"):
+            log()
     file.touch()
     with pytest.raises(MlflowException):
         run.finish("FAILED", "it was taken away")
