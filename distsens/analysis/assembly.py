@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from pydantic import Field, field_validator
 from torch import Tensor, nn
 
@@ -17,6 +18,7 @@ from distsens.analysis.measurement import MeasurementPlan
 from distsens.attacks import AttackName, GradientAttack, Norm, Threat, attack_named
 from distsens.data import ImageSet
 from distsens.errors import InputError, renamed
+from distsens.evaluation import inside
 from distsens.examination import JudgedData
 from distsens.experiment import validate
 from distsens.sensitivity import match_layers
@@ -174,7 +176,7 @@ def read_pairs(
     parts: list[dict[str, npt.NDArray[np.generic]]] = []
     for key in keys:
         try:
-            parts.append(_checked(load_npz(place.get(key)), folder.evaluation))
+            parts.append(_checked(load_npz(place.get(key)), folder))
         except (OSError, ValueError) as error:
             raise InputError("pairs", f"{address}/{key}", f"cannot be read: {error}") from None
     numbers = np.concatenate([part["image"] for part in parts]).astype(np.int64)
@@ -195,11 +197,11 @@ def read_pairs(
     return SavedPairs(numbers, rows, adversarial)
 
 
-def _checked(part: dict[str, npt.NDArray[Any]], evaluation: str | None) -> dict[str, npt.NDArray[Any]]:
+def _checked(part: dict[str, npt.NDArray[Any]], folder: PairsFolder) -> dict[str, npt.NDArray[Any]]:
     """The arrays of one file, if they are pairs, and of the evaluation that its folder is of; else `ValueError`."""
     if absent := [name for name in _FIELDS if name not in part]:
         raise ValueError(f"it holds no {absent[0]}")
-    if evaluation is not None and (maker := str(part.get("evaluation"))) != evaluation:
+    if folder.evaluation is not None and (maker := str(part.get("evaluation"))) != folder.evaluation:
         raise ValueError(f"it is of another evaluation than its folder: {maker[:80]}")
     images, twins, labels, numbers = (part[name] for name in _FIELDS)
     if images.dtype != np.uint8 or images.ndim != 4:
@@ -209,4 +211,13 @@ def _checked(part: dict[str, npt.NDArray[Any]], evaluation: str | None) -> dict[
     for name, of in (("labels", labels), ("image", numbers)):
         if of.dtype.kind not in "iu" or of.shape != images.shape[:1]:
             raise ValueError(f"{name} is {of.dtype} {of.shape}, and must be whole numbers {images.shape[:1]}")
+    # Of an earlier version's pairs nobody knows the ball; any two images lie in this one.
+    threat = Threat("linf", 1.0) if folder.threat is None else folder.threat
+    pixels = torch.from_numpy(images).float() / 255.0
+    with np.errstate(over="ignore"):
+        within = inside(threat, torch.from_numpy(twins.astype(np.float32)), pixels).numpy()
+    if not within.all():
+        first = int(numbers[np.flatnonzero(~within)[0]])
+        ball = "" if folder.threat is None else f" or no more than {threat.eps:g} from it in {threat.norm}"
+        raise ValueError(f"what was made of image {first} is not in [0, 1]{ball}")
     return {name: part[name] for name in _FIELDS}

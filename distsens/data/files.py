@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import warnings
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -16,6 +17,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from distsens.data.budget import Budget
 from distsens.data.pixels import to_rgb
 from distsens.data.tree import Tree
 from distsens.errors import InputError, UnreachableError
@@ -26,6 +28,13 @@ SUFFIXES = (
 )
 Interpolation = Literal["bilinear", "bicubic"]
 _FORMATS = ("JPEG", "PNG", "BMP", "GIF", "PPM", "TIFF", "WEBP")
+
+_MOST_PIXELS = 2**27
+"""Of an image that is read, 134 million, and of all that are decoded at a time: some 10 bytes of memory each."""
+_MOST_RESIZED = 2**24
+_DECODING = Budget(_MOST_PIXELS)
+# Pillow warns of images beyond 89 million pixels; those that are too large are refused here, by their name.
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
 UNREADABLE = (OSError, ValueError, SyntaxError, EOFError, ImportError, Image.DecompressionBombError)
 """What Pillow raises on files that are cut short, damaged or no images, and `to_rgb` on what has no right value."""
@@ -65,9 +74,25 @@ class Fit:
         side = self.image_size if self.resize is None else self.resize
         shorter = min(image.size)
         width, height = (max(side, longer * side // shorter) for longer in image.size)
-        image = image.resize((width, height), Image.Resampling[self.interpolation.upper()])
         left, top = round((width - self.image_size) / 2), round((height - self.image_size) / 2)
-        return image.crop((left, top, left + self.image_size, top + self.image_size))
+        square = left, top, left + self.image_size, top + self.image_size
+        method = Image.Resampling[self.interpolation.upper()]
+        if width * height > max(_MOST_RESIZED, 4 * self.image_size**2):
+            return part_of_resized(image, (width, height), square, method)
+        return image.resize((width, height), method).crop(square)
+
+
+def part_of_resized(
+    image: Image.Image, size: tuple[int, int], box: tuple[int, int, int, int], method: Image.Resampling
+) -> Image.Image:
+    """What is in a box of the resized image, of which the rest is not made: of a strip, 65535x1 say, it is gigabytes.
+
+    Pillow may begin with the other axis for it, between which it rounds and clips: some values are others by a little.
+    """
+    across, down = image.width / size[0], image.height / size[1]
+    left, top, right, bottom = box
+    within = (left * across, top * down, min(right * across, image.width), min(bottom * down, image.height))
+    return image.resize((right - left, bottom - top), method, within)
 
 
 AS_IT_IS = Fit()
@@ -77,6 +102,7 @@ def decode(content: bytes, fit: Fit = AS_IT_IS) -> npt.NDArray[np.uint8]:
     """One image as uint8 (3, H, W): red, green and blue, see `to_rgb`.
 
     Of an animation, or of several pages, the first counts. Orientation tags are not followed: neither does torchvision.
+    However many threads decode at a time, they hold 134 million pixels together.
 
     Parameters
     ----------
@@ -88,7 +114,10 @@ def decode(content: bytes, fit: Fit = AS_IT_IS) -> npt.NDArray[np.uint8]:
     One of ``UNREADABLE``.
     """
     with Image.open(BytesIO(content), formats=_FORMATS) as file:
-        image = fit(to_rgb(file))
+        if (pixels := file.width * file.height) > _MOST_PIXELS:
+            raise ValueError(f"{file.width}x{file.height} are more than the {_MOST_PIXELS:,} pixels that are read")
+        with _DECODING.taking(pixels):
+            image = fit(to_rgb(file))
     return np.ascontiguousarray(np.asarray(image).transpose(2, 0, 1))
 
 

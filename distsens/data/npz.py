@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -66,6 +67,8 @@ def read_extra(path: Path) -> ImageSet:
 def extra_digest(path: Path) -> str:
     """SHA-256 of a file of extra images."""
     try:
+        if path.exists() and not path.is_file():  # a pipe would keep its reader waiting
+            raise OSError(errno.EINVAL, "it is no file")
         with path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:

@@ -6,6 +6,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from stat import S_ISREG
 from typing import Protocol
 
 
@@ -77,7 +78,10 @@ class LocalTree:
 
     def read(self, name: str) -> bytes:
         """See `Tree.read`."""
-        return (self.root / name).read_bytes()
+        path = self.root / name
+        if not S_ISREG(path.stat().st_mode):  # a pipe would keep its reader waiting
+            raise OSError("it is no file, but a pipe, a socket or a device")
+        return path.read_bytes()
 
     def _entries(self, folder: str) -> list[os.DirEntry[str]]:
         """What is in a folder; unlike paths, entries mostly know without asking the disk whether they are folders."""

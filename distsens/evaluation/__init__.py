@@ -25,7 +25,7 @@ from distsens.evaluation.corruption_error import (
     relative_corruption_errors,
     relative_mean_corruption_error,
 )
-from distsens.evaluation.examine import Examined, Judgement, examine
+from distsens.evaluation.examine import Examined, Judgement, examine, inside
 from distsens.evaluation.fingerprint import Fingerprint, fingerprint
 from distsens.evaluation.health import has_gradients, inspect
 from distsens.evaluation.intervals import Spread, over_seeds, wilson
@@ -64,6 +64,7 @@ __all__ = [
     "fingerprint",
     "full_float32",
     "has_gradients",
+    "inside",
     "inspect",
     "is_weights_file",
     "make_claim",

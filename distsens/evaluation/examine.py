@@ -132,7 +132,7 @@ class _Bench:
         Those with pixels that are NaN or infinite keep to no rule, are of no class, and break their images.
         """
         lost = ~examples.isfinite().flatten(1).all(1)
-        valid = _inside(threat, examples, self.images[rows])
+        valid = inside(threat, examples, self.images[rows])
         predicted = self.predict(examples, rows, valid).masked_fill(lost, NO_CLASS)
         self.not_finite[rows] |= lost
         return valid, predicted, lost | (valid & (predicted != self.labels[rows]))
@@ -208,8 +208,8 @@ class _Bench:
         )
 
 
-def _inside(threat: Threat, points: Tensor, images: Tensor) -> Tensor:
-    """Whether each point lies in the ball and in [0, 1], and is a number at all."""
+def inside(threat: Threat, points: Tensor, images: Tensor) -> Tensor:
+    """Whether each point lies in the ball around its image and in [0, 1], and is a number at all: bool (N,)."""
     near = threat.distance(images.double(), points.double()) <= threat.eps + TOLERANCE * max(1.0, threat.eps)
     flat = points.flatten(1)
     return near & (flat.amin(1) >= -TOLERANCE) & (flat.amax(1) <= 1.0 + TOLERANCE)

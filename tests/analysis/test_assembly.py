@@ -97,6 +97,37 @@ def test_other_pairs_are_refused(tmp_path: Path) -> None:
             read_pairs(find_pairs(str(tmp_path / folder)), split.take(np.arange(3)), "abc")
 
 
+@pytest.mark.parametrize(
+    ("value", "fault"),
+    [
+        (np.nan, "is not in [0, 1] or no more than 0.25 from it in linf"),
+        (1e30, "is not in [0, 1] or"),
+        (-0.01, "is not in [0, 1] or"),
+        (0.76, "no more than 0.25 from it in linf"),
+    ],
+)
+def test_pairs_whose_values_are_none_of_the_ball_are_refused_by_their_image(
+    tmp_path: Path, value: float, fault: str
+) -> None:
+    split = ImageSet(np.full((8, 1, 4, 4), 128, np.uint8), np.zeros(8, dtype=np.int64))
+    twins = save(tmp_path / "pairs", split, [4, 5], [6, 7])
+    about = {"model": {"sha256": "abc"}, "threat": {"norm": "linf", "eps": 0.25}}
+    (tmp_path / "pairs" / "pairs.json").write_text(json.dumps(about))
+    assert read_pairs(find_pairs(str(tmp_path / "pairs")), split, "abc").numbers.tolist() == [4, 5, 6, 7]
+    shard = tmp_path / "pairs" / "pairs-00001.npz"
+    arrays = dict(np.load(shard))
+    arrays["adversarial"] = np.array(twins[[6, 7]])
+    arrays["adversarial"][1, 0, 2, 3] = value
+    np.savez_compressed(shard, **arrays)
+    with pytest.raises(InputError, match=r"pairs-00001.npz'; cannot be read: what was made of image 7 ") as raised:
+        read_pairs(find_pairs(str(tmp_path / "pairs")), split, "abc")
+    assert fault in str(raised.value)
+    (tmp_path / "pairs" / "pairs.json").unlink()
+    if not 0 <= value <= 1:
+        with pytest.raises(InputError, match=r"what was made of image 7 is not in \[0, 1\]$"):
+            read_pairs(find_pairs(str(tmp_path / "pairs")), split, "abc")
+
+
 def test_pairs_lie_in_the_folder_of_their_evaluation_which_names_their_model(tmp_path: Path) -> None:
     split = split_of(4)
     save(tmp_path / "pairs" / "evaluate-a", split, [0, 1])

@@ -1,9 +1,12 @@
 from __future__ import annotations
 
 import io
+import os
 import shutil
 import threading
+import tracemalloc
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -14,7 +17,7 @@ from PIL import Image
 from torchvision.transforms import v2
 
 from distsens.data import ImageFiles, LocalTree, read_ahead
-from distsens.data.files import UNREADABLE, Fit, Interpolation, decode, image_digest
+from distsens.data.files import UNREADABLE, Fit, Interpolation, decode, image_digest, part_of_resized
 from distsens.errors import InputError, UnreachableError
 
 
@@ -211,3 +214,55 @@ def test_a_file_that_is_gone_or_changed_stops_with_its_name(files: ImageFiles) -
             files[number : number + 1]
         with pytest.raises(InputError, match=says):
             list(read_ahead(files, [torch.tensor([0]), torch.tensor([number])]))
+
+
+@pytest.mark.parametrize(("width", "height"), [(65535, 1), (1, 65535), (65535, 2)])
+def test_of_a_strip_only_what_is_cropped_is_made(width: int, height: int) -> None:
+    content = io.BytesIO()
+    pixels = np.zeros((height, width, 3), np.uint8)
+    middle = (
+        (slice(None), slice(width // 2 - 4, width // 2 + 4))
+        if width > height
+        else (slice(height // 2 - 4, height // 2 + 4), slice(None))
+    )
+    pixels[middle] = (10, 20, 30)
+    Image.fromarray(pixels).save(content, "PNG")
+    tracemalloc.start()
+    found = decode(content.getvalue(), Fit(224))
+    _, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert found.shape == (3, 224, 224)
+    assert [set(channel.ravel().tolist()) for channel in found] == [{10}, {20}, {30}]
+    assert most < 2**24
+
+
+@given(st.integers(1, 5000), st.integers(1, 40), st.booleans(), st.sampled_from(get_args(Interpolation)))
+@settings(max_examples=30, deadline=None)
+def test_what_is_cropped_first_is_what_torchvision_crops_last(
+    longer: int, shorter: int, upright: bool, interpolation: Interpolation
+) -> None:
+    size = (shorter, longer) if upright else (longer, shorter)
+    photo = _photo(*size)
+    resized = v2.Resize(32, v2.InterpolationMode(interpolation))
+    expected = np.asarray(v2.Compose([resized, v2.CenterCrop(32)])(photo)).astype(int)
+    assert np.array_equal(np.asarray(Fit(32, None, interpolation)(photo)), expected)
+    width, height = (max(32, side * 32 // min(size)) for side in size)
+    left, top = round((width - 32) / 2), round((height - 32) / 2)
+    method = Image.Resampling[interpolation.upper()]
+    part = part_of_resized(photo, (width, height), (left, top, left + 32, top + 32), method)
+    other = abs(np.asarray(part).astype(int) - expected)
+    assert other.mean() < 0.05
+    assert other.max() <= 8
+
+
+def test_images_that_are_too_large_are_named_with_their_size_and_not_decoded() -> None:
+    content = io.BytesIO()
+    Image.new("1", (14_000, 10_000)).save(content, "PNG")
+    with pytest.raises(UNREADABLE, match=r"^14000x10000 are more than the 134,217,728 pixels that are read$"):
+        decode(content.getvalue())
+
+
+def test_a_pipe_among_the_images_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "x.png")
+    with pytest.raises(OSError, match=r"it is no file, but a pipe"):
+        LocalTree(tmp_path).read("x.png")
