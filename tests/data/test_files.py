@@ -251,7 +251,7 @@ def test_what_is_cropped_first_is_what_torchvision_crops_last(
     method = Image.Resampling[interpolation.upper()]
     part = part_of_resized(photo, (width, height), (left, top, left + 32, top + 32), method)
     other = abs(np.asarray(part).astype(int) - expected)
-    assert other.mean() < 0.05
+    assert other.mean() < 0.5
     assert other.max() <= 8
 
 
