@@ -3,7 +3,11 @@ PYTHON ?= $(firstword $(foreach name,python3.11 python3.12 python3.13 python3,$(
 BIN := .venv/bin
 PORT ?= 5000
 
-.PHONY: train test drills proof check ui cluster cluster-down image stack stack-down setup lock clean
+.PHONY: help train test drills proof check ui cluster cluster-down image stack stack-down setup lock clean
+
+help: ## Say what there is to make
+	@sed -n 's/^\([a-z][a-z-]*\):[^#]*## \(.*\)/\1\t\2/p' $(firstword $(MAKEFILE_LIST)) | \
+		while IFS="$$(printf '\t')" read -r name words; do printf '  make %-13s %s\n' "$$name" "$$words"; done
 
 train: setup ## Train the quickstart recipe on this machine
 	@$(BIN)/python jobs/train.py --recipe quickstart

@@ -216,17 +216,30 @@ def title_over(figure: Figure, text: str) -> None:
 
 
 def shorts(names: Sequence[str], most: int = 22) -> list[str]:
-    """:func:`short` of each, but as long as it takes for different names to stay so."""
-    names = [printable(name) for name in names]
-    longest = max(map(len, names), default=0)
+    """:func:`bare` of each, cut in the middle where it is longer than so many letters, but never to what another is.
+
+    Different names stay different: where it takes more letters for that, all have more.
+    """
+    whole = [bare(name) for name in names]
+    if len(set(whole)) < len(set(names)):  # one is called as another is inside its wrapper
+        whole = [printable(name) for name in names]
+    different, longest = len(set(whole)), max(map(len, whole), default=0)
     for letters in range(most, max(most, longest)):
-        words = [short(name, letters) for name in names]
-        if len(set(words)) == len(set(names)):
+        words = [_cut(name, letters) for name in whole]
+        if len(set(words)) == different:
             return words
-    return [short(name, max(most, longest)) for name in names]
+    return whole
 
 
-def short(name: str, most: int = 22) -> str:
-    """A layer's name, printable, without the wrapper's part, and cut in the middle if it is long."""
-    name = printable(name).removeprefix("network.")
+def titles(names: Sequence[str], most: int = 22) -> list[str]:
+    """:func:`shorts`, folded to lines of so many letters, for panels that stand side by side."""
+    return [textwrap.fill(words, most, break_on_hyphens=False) for words in shorts(names, most)]
+
+
+def bare(name: str) -> str:
+    """A layer's whole name, printable, without the wrapper's part."""
+    return printable(name).removeprefix("network.")
+
+
+def _cut(name: str, most: int) -> str:
     return name if len(name) <= most else f"{name[: most // 2 - 1]}…{name[-most // 2 :]}"

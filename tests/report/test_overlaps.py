@@ -6,14 +6,19 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from matplotlib.figure import Figure
+from torch import nn
 
+from distsens.errors import printable
 from distsens.evaluation import Proportion, proportion
+from distsens.models import torchvision_model
 from distsens.report import evaluation_figure, training_figure
 from distsens.report.analysis.figures_ablation import ablation_plates
 from distsens.report.analysis.figures_models import model_plates
 from distsens.report.analysis.figures_time import agreement_plates, time_plates
-from distsens.report.style import Plate, short, shorts
+from distsens.report.style import Plate, shorts, titles
 from distsens.report.sweep import RungState, TrialState, count
 from distsens.report.sweep.figures import sweep_plates
 from distsens.search import Choice, Grid, Integers, LogUniform, Uniform
@@ -116,6 +121,22 @@ def test_what_overlaps_and_what_is_cut_is_found() -> None:
 
 def test_names_that_are_cut_remain_different() -> None:
     names = [f"class number {n:02d} of a hundred classes" for n in range(100)]
-    assert len({short(name) for name in names}) < 100
     assert len(set(shorts(names))) == 100
     assert shorts(["conv1", "network.fc"]) == ["conv1", "fc"]
+
+
+def test_each_of_the_layers_of_a_densenet_has_a_label_of_its_own() -> None:
+    network = torchvision_model("densenet121", shape=(3, 32, 32), classes=10)
+    layers = [name for name, module in network.named_modules() if isinstance(module, nn.Conv2d | nn.Linear)]
+    assert len(layers) == 121
+    for labels in (shorts(layers), titles(layers, 18)):
+        assert len(set(labels)) == 121
+    assert max(len(line) for label in titles(layers, 18) for line in label.split("\n")) <= 18
+
+
+@given(st.lists(st.text(max_size=60), max_size=30), st.integers(4, 40))
+def test_labels_differ_where_names_do(names: list[str], most: int) -> None:
+    labels = shorts(names, most)
+    whole = [printable(name) for name in names]  # different names of codes may be printed alike
+    assert len(labels) == len(names)
+    assert len(set(zip(labels, whole, strict=True))) == len(set(labels)) == len(set(whole))

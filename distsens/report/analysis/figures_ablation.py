@@ -9,7 +9,7 @@ from matplotlib.ticker import FixedLocator, MaxNLocator, PercentFormatter
 
 from distsens.analysis import Findings
 from distsens.report.analysis.figures_models import of_model
-from distsens.report.style import COLOURS, SELECTIONS, STYLES, Plate, drawn, grid, legend_above, short, shorts, some
+from distsens.report.style import COLOURS, SELECTIONS, STYLES, Plate, drawn, grid, legend_above, shorts, some, titles
 
 _NAMES = {"top": "most sensitive", "random": "random", "bottom": "least sensitive"}
 _WHAT = {"benign": "their benign value", "zero": "zero", "mean": "their mean benign output"}
@@ -71,14 +71,14 @@ def ablation_plates(findings: Findings, name: str) -> list[Plate]:
 def _ablation(curves: pd.DataFrame, ends: tuple[float, float]) -> Figure:
     layers = some(list(dict.fromkeys(curves["layer"])), 12)
     figure, axes = grid(len(layers), 4, width=2.6, height=2.2)
-    for one, layer in zip(axes, layers, strict=True):
+    for one, layer, title in zip(axes, layers, titles(layers), strict=True):
         for selection, colour in SELECTIONS.items():
             rows = curves[(curves["layer"] == layer) & (curves["selection"] == selection)].sort_values("neurons")
             one.plot(rows["neurons"], rows["accuracy"], "o-", color=colour, markersize=3, label=_NAMES[selection])
             one.fill_between(rows["neurons"], rows["low"], rows["high"], color=colour, alpha=0.18, linewidth=0)
         for end in ends:
             one.axhline(end, color="#777777", linewidth=1, linestyle="--")
-        one.set_title(short(layer))
+        one.set_title(title)
         one.set_ylim(-0.02, 1.02)
         one.set_xlim(left=0)
         one.yaxis.set_major_formatter(PercentFormatter(1.0))
@@ -92,13 +92,13 @@ def _ablation(curves: pd.DataFrame, ends: tuple[float, float]) -> Figure:
 def _flips(curves: pd.DataFrame) -> Figure:
     layers = some(list(dict.fromkeys(curves["layer"])), 12)
     figure, axes = grid(len(layers), 4, width=2.6, height=2.2)
-    for one, layer in zip(axes, layers, strict=True):
+    for one, layer, title in zip(axes, layers, titles(layers), strict=True):
         part = curves[curves["layer"] == layer]
         for selection, colour in SELECTIONS.items():
             rows = part[part["selection"] == selection].sort_values("neurons")
             one.plot(rows["neurons"], rows["share"], "o-", color=colour, markersize=3, label=_NAMES[selection])
             one.fill_between(rows["neurons"], rows["low"], rows["high"], color=colour, alpha=0.18, linewidth=0)
-        one.set_title(short(layer))
+        one.set_title(title)
         one.set_xscale("log", base=2)
         one.set_xlim(0.9, int(part["layer_neurons"].iloc[0]) * 1.15)
         one.xaxis.set_major_formatter(lambda value, _: f"{value:g}")

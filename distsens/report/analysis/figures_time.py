@@ -20,9 +20,9 @@ from distsens.report.style import (
     grid,
     legend_above,
     name_ticks,
-    short,
     shorts,
     some,
+    titles,
 )
 
 _DRAWN_NEURONS = 64
@@ -105,7 +105,7 @@ def agreement_plates(findings: Findings) -> list[Plate]:
 def _heat_maps(history: pd.DataFrame) -> Figure:
     layers = some(list(dict.fromkeys(history["layer"])), 12)
     figure, axes = grid(len(layers), 4, width=2.6, height=2.6)
-    for one, layer in zip(axes, layers, strict=True):
+    for one, layer, title in zip(axes, layers, titles(layers, 18), strict=True):
         table = history[history["layer"] == layer].pivot_table(index="neuron", columns="epoch", values="relative")
         table = table.sort_values(table.columns[-1], ascending=False)
         rows = np.unique(np.linspace(0, len(table) - 1, min(_DRAWN_NEURONS, len(table))).round().astype(int))
@@ -115,7 +115,7 @@ def _heat_maps(history: pd.DataFrame) -> Figure:
             values, aspect="auto", cmap=SEQUENTIAL, vmin=0, vmax=float(np.quantile(values, 0.98)) or 1.0,
             extent=(first - 0.5, last + 0.5, len(table), 0), interpolation="nearest",
         )  # fmt: skip
-        one.set_title(f"{short(layer, 18)} ({len(table)})")
+        one.set_title(f"{title} ({len(table)})")
         one.xaxis.set_major_locator(MaxNLocator(5, integer=True))
         one.grid(visible=False)
         figure.colorbar(shown, ax=one, shrink=0.9).outline.set_visible(False)
@@ -128,11 +128,11 @@ def _jaccard(history: pd.DataFrame) -> Figure:
     tables = epochs_jaccard(history)
     layers = some(list(tables), 12)
     figure, axes = grid(len(layers), 4, width=2.3, height=2.2)
-    for one, layer in zip(axes, layers, strict=True):
+    for one, layer, title in zip(axes, layers, titles(layers, 18), strict=True):
         table = tables[layer]
         first, last = table.columns[0] - 0.5, table.columns[-1] + 0.5
         shown = one.imshow(table, cmap=SEQUENTIAL, vmin=0, vmax=1, extent=(first, last, last, first))
-        one.set_title(short(layer, 18))
+        one.set_title(title)
         one.grid(visible=False)
         for axis in (one.xaxis, one.yaxis):
             axis.set_major_locator(MaxNLocator(4, integer=True))

@@ -14,7 +14,7 @@ from PIL import Image
 
 from distsens.analysis import Sight
 from distsens.report.document import escaped
-from distsens.report.style import short
+from distsens.report.style import bare
 
 Pixels = npt.NDArray[np.uint8]
 
@@ -31,7 +31,7 @@ def gallery_html(sights: Sequence[Sight], classes: Sequence[str]) -> str:
         for why, some in groupby(of_neuron, key=lambda sight: sight.why):
             cells = "".join(_cell(sight, classes) for sight in some)
             rows.append(f'<p class="why">Images that {_REASONS[why]}</p><div class="sights">{cells}</div>')
-        parts.append(f"<h4>{escaped(short(layer))}, neuron {neuron}</h4>{''.join(rows)}")
+        parts.append(f"<h4>{escaped(bare(layer))}, neuron {neuron}</h4>{''.join(rows)}")
     return "".join(parts)
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from distsens.analysis import Findings
 from distsens.report.document import escaped
-from distsens.report.style import short
+from distsens.report.style import bare
 
 _ROWS = 600
 _COLUMNS = {
@@ -47,7 +47,7 @@ def neuron_rows(findings: Findings) -> tuple[str, int, int]:
 
 def _cell(value: Any, form: str | None) -> str:
     if form is None:
-        return f'<th scope="row" title="{escaped(str(value))}">{escaped(short(str(value)))}</th>'
+        return f'<th scope="row">{escaped(bare(str(value)))}</th>'
     if isinstance(value, float) and not math.isfinite(value):
         return '<td data-value=""></td>'
     return f'<td data-value="{value:.9g}">{form.format(value)}</td>'

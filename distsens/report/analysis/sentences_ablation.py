@@ -9,7 +9,7 @@ import pandas as pd
 from distsens.analysis import ALL_LAYERS, Findings, neurons_to_flip
 from distsens.report.analysis.figures_models import of_model
 from distsens.report.analysis.words import counted, listed, of_layers, only_least, only_most, percent, reach
-from distsens.report.style import short
+from distsens.report.style import bare
 
 Row = dict[str, Any]
 
@@ -52,9 +52,9 @@ def ablation_sentences(findings: Findings, name: str) -> list[str]:
     differences = {layer: abs(one["top"] - one["random"]) * images for layer, one in alone.items()}
     said = [_setting(findings, name, one, "every layer") for one in verdicts if one["layer"] == ALL_LAYERS]
     if len(alone) == 1:
-        said += [_setting(findings, name, one, short(layer)) for layer, one in alone.items()]
+        said += [_setting(findings, name, one, bare(layer)) for layer, one in alone.items()]
     elif (widest := only_most(differences)) is not None and differences[widest] >= 1.0:  # image
-        where = f"{short(widest)}, where the difference is largest of {len(alone)} layers,"
+        where = f"{bare(widest)}, where the difference is largest of {len(alone)} layers,"
         said.append(_setting(findings, name, alone[widest], where))
     return said + ([_tally(findings, name, curves)] if alone else [])
 
@@ -174,7 +174,7 @@ def flip_sentences(findings: Findings, name: str) -> list[str]:
     top, random = table.loc[layer, "top"], table.loc[layer, "random"] if "random" in table else float("nan")
     control = "more than all" if pd.isna(random) else "as many" if random == top else f"{int(random)}"
     return [
-        f"In {name} the adversarial values of {int(top)} of the {int(sizes[layer])} neurons of {short(str(layer))} "
+        f"In {name} the adversarial values of {int(top)} of the {int(sizes[layer])} neurons of {bare(str(layer))} "
         f"({percent(parts[layer])}), the most sensitive ones, flip half ({half}) of the {images} images that the "
         f"attack flips; in random order it takes {control}."
     ]

@@ -7,7 +7,7 @@ from typing import Any
 
 import pandas as pd
 
-from distsens.report.style import short
+from distsens.report.style import bare
 
 # Values this close are equal but for the order in which they were added.
 _EQUAL = 1e-9
@@ -53,7 +53,7 @@ def reach(values: Mapping[str, float], shape: str) -> str:
     """The extremes with the layers that they are of, where one alone has them: ``0.1 (conv1) to 0.4 (fc2)``."""
     least, most = min(values.values()), max(values.values())
     low, high = (
-        shape.format(value) + ("" if layer is None else f" ({short(str(layer))})")
+        shape.format(value) + ("" if layer is None else f" ({bare(str(layer))})")
         for value, layer in ((least, only_least(values)), (most, only_most(values)))
     )
     return shape.format(least) if shape.format(least) == shape.format(most) else f"{low} to {high}"
