@@ -169,6 +169,11 @@ def print_error(line: str) -> None:
     print(printable(line), file=sys.stderr)  # noqa: T201
 
 
+def print_end(status: str, message: str) -> None:
+    """Print how a job ended, if not well: what an interruption says begins with the word itself."""
+    print_error(message if message.startswith(status) else f"{status}: {message}")
+
+
 def show_help(description: str, *parts: object) -> NoReturn:
     """Print the flags of all parts (a job's options, an experiment), with defaults and one line on each; exit 0."""
     import tyro

@@ -20,7 +20,7 @@ from distsens.command_line import (
     as_lists,
     check_output,
     parse_flags,
-    print_error,
+    print_end,
     run_job,
     show_help,
     take_addresses,
@@ -96,7 +96,7 @@ def _analyze(options: Options, fields: dict[str, Any]) -> int:
         summary, code = run_analysis(checked, view)
     show_analysis(console, summary)
     if summary.message is not None:
-        print_error(f"{summary.status}: {summary.message}")
+        print_end(summary.status, summary.message)
     written = write_output("summary", options.summary, summary.to_dict())
     return code or written
 

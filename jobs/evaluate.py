@@ -20,6 +20,7 @@ from distsens.command_line import (
     as_lists,
     check_output,
     parse_flags,
+    print_end,
     print_error,
     run_job,
     show_help,
@@ -171,7 +172,7 @@ def _evaluate(options: Options, models: Sequence[str], changes: dict[str, Any]) 
         show_evaluation(console, summary)
         summaries.append(summary)
         if summary.message is not None or ledger is None:
-            print_error(f"{summary.status}: {summary.message}")
+            print_end(summary.status, str(summary.message))
             command = command_to_resume([one.storage for one in summaries], resumed, checked)
             written = {"--claim": options.claim, "--verify": options.verify, "--summary": options.summary}
             further = [word for flag, path in written.items() if path is not None for word in (flag, path)]

@@ -18,6 +18,7 @@ from distsens.command_line import (
     as_lists,
     check_output,
     parse_flags,
+    print_end,
     print_error,
     run_job,
     show_help,
@@ -116,7 +117,7 @@ def _train(options: Options, experiment: Experiment, changes: dict[str, Any]) ->
     show_summary(console, summary)
     written = write_output("summary", options.summary, summary.to_dict())
     if summary.message is not None:
-        print_error(f"{summary.status}: {summary.message}")
+        print_end(summary.status, summary.message)
         words = ["python", "jobs/train.py", "--resume", address(summary.storage), *words_for(experiment.model.name)]
         print_error(f"resume with: {shlex.join(words)}")
     else:

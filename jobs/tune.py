@@ -21,6 +21,7 @@ from distsens.command_line import (
     as_lists,
     check_output,
     parse_flags,
+    print_end,
     print_error,
     run_job,
     show_help,
@@ -145,7 +146,7 @@ def _tune(options: Options, recipe: dict[str, Any], plan: SweepPlan, resumed: An
     show_sweep(console, summary, outcome)
     say(f"report: {address(summary.storage)}/report/report.html")
     if summary.message is not None:
-        print_error(f"{summary.status}: {summary.message}")
+        print_end(summary.status, summary.message)
         words = ["python", "jobs/tune.py", "--resume", address(summary.storage), *words_for(recipe)]
         print_error(f"resume with: {shlex.join(words)}")
     return code or written

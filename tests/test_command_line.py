@@ -20,6 +20,7 @@ from distsens.command_line import (
     as_lists,
     check_output,
     parse_flags,
+    print_end,
     run_job,
     show_help,
     take_addresses,
@@ -340,3 +341,14 @@ def test_a_terminal_without_the_letters_of_a_name_ends_nothing(
     assert output == b"class caf\\xe9\n"
     assert b"\x1b" not in errors
     assert errors.count(b"\n") == (ends is not None)
+
+
+@pytest.mark.parametrize(
+    ("status", "message", "said"),
+    [("failed", "the disk is full", "failed: the disk is full\n"), ("interrupted", "interrupted by SIGTERM", None)],
+)
+def test_how_a_job_ended_is_said_once(
+    capsys: pytest.CaptureFixture[str], status: str, message: str, said: str | None
+) -> None:
+    print_end(status, message)
+    assert capsys.readouterr().err == (said or f"{message}\n")

@@ -47,7 +47,7 @@ def test_a_job_whose_group_is_told_to_end_is_killed_and_says_what_it_has_found(
     began = time.monotonic()
     assert process.end() == 128 + number, process.output
     assert time.monotonic() - began < 30
-    assert f"interrupted: interrupted by {number.name}" in process.output
+    assert [line for line in process.lines if "interrupted" in line] == [f"interrupted by {number.name}"]
     assert "Traceback" not in process.output
     assert "GCS" not in process.output
     summary = json.loads((job.folder / "summary.json").read_text())
