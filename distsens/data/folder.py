@@ -68,14 +68,21 @@ def read(source: Source) -> Published:
             _check_every_class(tree, layout.classes, split, part, left_out)
     train = splits.get("train", everything.take(np.arange(0)))
     return Published(
-        # Of bytes that are no UTF-8 no table and no store takes the name, so they are written as Python does.
-        tuple(name.encode(errors="backslashreplace").decode() for name in layout.classes),
+        _named(tree, layout.classes),
         train,
         splits.get("test"),
         splits.get("validation"),
         left_out,
         (*layout.notices, *files.notices),
     )
+
+
+def _named(tree: Tree, folders: Sequence[str]) -> tuple[str, ...]:
+    """The classes of folders. Of bytes that are no UTF-8 no table takes the name: they are written as Python does."""
+    names = tuple(name.encode(errors="backslashreplace").decode() for name in folders)
+    if twice := next((name for name in names if names.count(name) > 1), None):
+        raise InputError("data.root", tree.url, f"two class folders would be called {twice}: rename the one not UTF-8")
+    return names
 
 
 def _check_every_class(

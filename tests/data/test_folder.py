@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from PIL import Image
 from distsens.data import Dataset, ImageFiles, Source, load
 from distsens.data import folder as folder_module
 from distsens.data.files import AS_IT_IS, Fit
-from distsens.errors import InputError
+from distsens.errors import InputError, printable
 
 CLASSES = ("ant", "bee", "cat")
 
@@ -419,3 +420,25 @@ def test_class_folders_that_are_only_judged_are_a_test_split_whole(tmp_path: Pat
     assert published.classes == (*CLASSES, "dog")
     assert np.array_equal(published.test.images, images)
     assert len(published.train) == 0
+
+
+@pytest.mark.parametrize("memory", [1.0, 0.0])
+def test_names_of_files_that_are_not_utf_8_are_names(tmp_path: Path, memory: float) -> None:
+    pixels = _classes(tmp_path, 3)
+    os.rename(tmp_path / "ant" / "1.png", os.fsencode(tmp_path / "ant") + b"/1\xff.png")
+    (tmp_path / "bee" / os.fsdecode(b"\xfe.png")).write_bytes(b"no image")
+    for _ in range(2):  # the second time what was read is known
+        found = folder_module.read(Source(tmp_path, memory=memory))
+        images, _ = pickle.loads(pickle.dumps(found.train)).tensors()
+        assert np.array_equal(images[slice(None)], pixels)
+        assert len(found.left_out) == 1
+        assert printable(found.left_out[0]) == r"bee/\udcfe.png (not an image)"
+
+
+def test_two_class_folders_are_not_called_alike(tmp_path: Path) -> None:
+    _classes(tmp_path, 1)
+    _image(tmp_path / os.fsdecode(b"\xff") / "a.png")
+    assert r"\udcff" in folder_module.read(Source(tmp_path)).classes
+    _image(tmp_path / r"\udcff" / "a.png")
+    with pytest.raises(InputError, match=r"two class folders would be called \\udcff"):
+        folder_module.read(Source(tmp_path))
