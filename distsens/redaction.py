@@ -7,14 +7,17 @@ from urllib.parse import unquote_plus
 
 MASK = "***"
 
-_ADDRESS = re.compile(r"(?P<scheme>[A-Za-z][\w+.-]*)://(?P<rest>\S*)")
+# Nothing here looks at a letter more than a few times, however long a text is.
+_ADDRESS = re.compile(r"(?<![\w+.-])(?P<scheme>[A-Za-z][\w+.-]{0,40})://(?P<rest>\S*)")
 # SQLAlchemy takes a database's password up to the `@`, whatever is in it, and writes it so: spaces, too. What is a port
 # begins none. Of other addresses it ends with the host.
-_DATABASE = r"(?i:postgres|mysql|mariadb|mssql|oracle)[\w+]*"
-_WITH_SPACES = re.compile(rf"(?P<begin>{_DATABASE}://[^:/@\s]*):(?!\d{{1,5}}(?:[/?\s]|$))[^@]*@")
+_DATABASE = r"(?i:postgres|mysql|mariadb|mssql|oracle)[\w+]{0,20}"
+_WITH_SPACES = re.compile(
+    rf"(?<![\w+.-])(?P<begin>{_DATABASE}://[^:/@\s]{{0,100}}):(?!\d{{1,5}}(?:[/?\s]|$))[^@]{{0,1000}}@"
+)
 _DATABASES_USER = re.compile(r"(?P<user>[^:/@]*)(?P<password>:[^@]*)?@")
 _USER = re.compile(r"(?P<user>[^:/@?#]*)(?P<password>:[^/?#]*)?@")
-_PAIR = re.compile(r"(?P<name>[^=&;?#]+)=(?P<value>[^&;#'\"<>]*)")
+_VALUE = re.compile(r"[^'\"<>]*")
 # Of a query any value may be a secret but these.
 _HARMLESS = frozenset(
     "application_name cache charset connect_timeout dbname host mode port read_timeout sslcert sslmode sslrootcert "
@@ -47,12 +50,16 @@ def _masked(found: re.Match[str]) -> str:
         alone = user["user"] if database or not user["user"] else MASK
         before = f"{user['user']}:{MASK}@" if user["password"] else f"{alone}@"
     place, mark, query = re.fullmatch(r"([^?#]*)([?#]?)(.*)", rest, re.DOTALL).groups()  # type: ignore[union-attr]
-    return f"{scheme}://{before}{place}{mark}{_PAIR.sub(_pair, query)}"
+    return f"{scheme}://{before}{place}{mark}{''.join(map(_pair, re.split(r'([&;?#])', query)))}"
 
 
-def _pair(found: re.Match[str]) -> str:
-    harmless = unquote_plus(found["name"]).lower() in _HARMLESS or not found["value"]
-    return found[0] if harmless else f"{found['name']}={MASK}"
+def _pair(part: str) -> str:
+    """A part of a query; behind its value a text around the address may go on."""
+    name, equals, rest = part.partition("=")
+    value = _VALUE.match(rest)
+    if not equals or value is None or not value[0] or unquote_plus(name).lower() in _HARMLESS:
+        return part
+    return f"{name}={MASK}{rest[value.end() :]}"
 
 
 def _said(found: re.Match[str]) -> str:

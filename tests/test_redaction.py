@@ -92,3 +92,12 @@ def test_what_sqlalchemy_takes_for_a_password_is_one(scheme: str, secret: str) -
     for one in (address, absolute_uri(address)):
         assert make_url(one).password == make_url(address).password
         assert make_url(without_secrets(f"{one} is down").removesuffix(" is down")).password == "***"
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["x", "://", "http://", "postgres", "postgresql://a:b ", "http://h?", "?a", "=", "@", "a=b@c:", "token", ":@"],
+)
+def test_texts_of_any_length_are_looked_through(text: str) -> None:
+    long = "@=" + text * (200_000 // len(text))
+    assert len(without_secrets(long)) > 1000

@@ -9,6 +9,7 @@ DISTSENS_CASE=1234 pytest tests/fuzz/test_command_lines.py
 from __future__ import annotations
 
 import contextlib
+import importlib
 import importlib.util
 import io
 import os
@@ -31,6 +32,7 @@ SEED, CASES = 17, 10_000
 _PARTS = 4
 _LONGEST_LINE = 2_600
 _LONGEST_S = 5.0
+_LOOKING = ("driver", "sweep_driver", "examination_driver", "analysis_driver", "sweep_preflight", "analysis_preflight")
 _THERE = {"net.pt", "base.yaml", RECIPE}
 
 
@@ -69,6 +71,8 @@ def run(
 ) -> Iterator[Callable[[Case], tuple[str, str]]]:
     """Run a case: how it ended, and what is wrong with that."""
     monkeypatch.chdir(tmp_path)
+    for module in _LOOKING:  # who is imported while others are replaced keeps what stands in for them
+        importlib.import_module(f"distsens.distributed.{module}")
     for name in ("RAY_ADDRESS", "MLFLOW_TRACKING_URI", "RAY_API_SERVER_ADDRESS"):
         monkeypatch.delenv(name, raising=False)
     for checks in (

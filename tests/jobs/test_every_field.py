@@ -40,6 +40,7 @@ WRITTEN: dict[str, tuple[str, object]] = {
     "sweep.searcher": ("tpe", "tpe"),
     "ablation.draws": ("12", 12),
     "figure": ("out.svg", "out.svg"),
+    "factory": ("nets:net", "nets:net"),
     "prune": ("3", "3"),
 }
 # What a field cannot be said without.
@@ -51,7 +52,10 @@ BESIDE = {
     "protect": "--prune 3",
 }
 # Fields that end the job before it begins, or make it begin otherwise: tests of their own are for them.
-OTHERWISE = {("train", "print_experiment"), ("tune", "print_experiment"), ("tune", "resume")}
+OTHERWISE = {
+    *(("train", field) for field in ("print_experiment", "factory")),
+    *(("tune", field) for field in ("print_experiment", "resume", "factory")),
+}
 # Options that are another name of a field.
 ALIASES = {"factory": "model.factory", "save_examples": "examples", "model": "model.address"}
 

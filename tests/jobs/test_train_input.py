@@ -139,6 +139,7 @@ def run(run_here: Run) -> Run:
         ),
         ("--recipe quickstart --summary /nowhere/s.json", "error: summary: got '/nowhere/s.json'"),
         ("--recipe quickstart --dry-run maybe", "error: dry_run: got 'maybe'; it takes no value"),
+        ("--recipe quickstart --factory nets:net", "error: factory: got ('nets:net',); only with --resume"),
         ("--resume nope", "error: resume: got 'nope'; there is no such run"),
         ("quickstart", "error: command line: got 'quickstart'"),
     ],

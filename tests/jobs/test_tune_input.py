@@ -24,6 +24,7 @@ Run = Callable[..., tuple[int, str, str]]
         (["--recipe", "tune-quickstart", "--sweep.trials", "0"], "sweep.trials: got 0"),
         (["--recipe", "tune-quickstart", "--workers.num", "50"], "workers.num: got 50; this machine has room for"),
         (["--recipe", "tune-quickstart", "--summary", "/nowhere/s.json"], "summary: got '/nowhere/s.json'"),
+        (["--recipe", "tune-quickstart", "--factory", "a:b"], "factory: got ('a:b',); only with --resume"),
         (["--resume", "nothing"], "resume: got 'nothing'; there is no sweep.json"),
         (["--resume", "nothing", "--recipe", "tune-quickstart"], "recipe: got 'tune-quickstart'; a resumed sweep"),
         (["--recipe", "tune-quickstart", "--data.name", "no_such_set"], "data.name"),
