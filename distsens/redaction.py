@@ -9,15 +9,18 @@ MASK = "***"
 
 # Nothing here looks at a letter more than a few times, however long a text is.
 _ADDRESS = re.compile(r"(?<![\w+.-])(?P<scheme>[A-Za-z][\w+.-]{0,40})://(?P<rest>\S*)")
-# SQLAlchemy takes a database's password up to the `@`, whatever is in it, and writes it so: spaces, too. What is a port
-# begins none. Of other addresses it ends with the host.
-_DATABASE = r"(?i:postgres|mysql|mariadb|mssql|oracle)[\w+]{0,20}"
+# SQLAlchemy takes a database's password up to the `@`, whatever is in it, and writes it so: spaces, too.
+_NO_PORT = r"(?!\d{1,5}(?:[/?#\s]|$))"
 _WITH_SPACES = re.compile(
-    rf"(?<![\w+.-])(?P<begin>{_DATABASE}://[^:/@\s]{{0,100}}):(?!\d{{1,5}}(?:[/?\s]|$))[^@]{{0,1000}}@"
+    r"(?<![\w+.-])(?P<begin>(?i:postgres|mysql|mariadb|mssql|oracle)[\w+]{0,20}://[^:/@\s]{0,100}):"
+    + _NO_PORT
+    + "[^@]{0,1000}@"
 )
-_DATABASES_USER = re.compile(r"(?P<user>[^:/@]*)(?P<password>:[^@]*)?@")
-_USER = re.compile(r"(?P<user>[^:/@?#]*)(?P<password>:[^/?#]*)?@")
-_VALUE = re.compile(r"[^'\"<>]*")
+_DATABASE = re.compile("(?i:postgres|mysql|mariadb|mssql|oracle)")
+# A password may hold what ends a host, and an `@` of its own.
+_USER = re.compile(rf"(?P<user>[^:/@?#]*)(?P<password>:{_NO_PORT}[^@]*)?@(?:[^@/?#]*@)*")
+# What a text puts behind an address that it quotes.
+_BEHIND = "'\"<>()[]{},;."
 # Of a query any value may be a secret but these.
 _HARMLESS = frozenset(
     "application_name cache charset connect_timeout dbname host mode port read_timeout sslcert sslmode sslrootcert "
@@ -42,24 +45,24 @@ def without_secrets(text: str) -> str:
 
 def _masked(found: re.Match[str]) -> str:
     scheme, rest = found["scheme"], found["rest"]
-    database = re.match(_DATABASE, scheme) is not None
-    user = (_DATABASES_USER if database else _USER).match(rest)
+    database = _DATABASE.match(scheme) is not None
+    user = _USER.match(rest)
     before = ""
     if user is not None:
         rest = rest[user.end() :]
         alone = user["user"] if database or not user["user"] else MASK
         before = f"{user['user']}:{MASK}@" if user["password"] else f"{alone}@"
     place, mark, query = re.fullmatch(r"([^?#]*)([?#]?)(.*)", rest, re.DOTALL).groups()  # type: ignore[union-attr]
-    return f"{scheme}://{before}{place}{mark}{''.join(map(_pair, re.split(r'([&;?#])', query)))}"
+    *pairs, last = query.split("&")
+    # It may be the last of the address, and then something of the text.
+    end = last.rstrip(_BEHIND)
+    masked = "&".join(map(_pair, [*pairs, end]))
+    return f"{scheme}://{before}{place}{mark}{masked}{last[len(end) :]}"
 
 
-def _pair(part: str) -> str:
-    """A part of a query; behind its value a text around the address may go on."""
-    name, equals, rest = part.partition("=")
-    value = _VALUE.match(rest)
-    if not equals or value is None or not value[0] or unquote_plus(name).lower() in _HARMLESS:
-        return part
-    return f"{name}={MASK}{rest[value.end() :]}"
+def _pair(pair: str) -> str:
+    name, _, value = pair.partition("=")
+    return pair if not value or unquote_plus(name).lower() in _HARMLESS else f"{name}={MASK}"
 
 
 def _said(found: re.Match[str]) -> str:

@@ -73,7 +73,8 @@ def main(arguments: Sequence[str]) -> int:
     options = take_options(Options, flags)
     changes = as_lists(flags, Examination().model_dump(mode="json"))
     if len(options.factory) == 1:
-        changes = merge(changes, {"model": {"factory": options.factory[0]}})
+        # Said of all weights, unless it only repeats what is resumed, and another one is said of the weights.
+        changes = merge({"model": {"factory": options.factory[0]}}, changes)
     elif options.factory and not options.resume:
         raise InputError("factory", options.factory, "one, of all weights that name none, as net.pt@nets:small does")
     if options.save_examples is not None:

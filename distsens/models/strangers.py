@@ -79,7 +79,8 @@ def is_installed(name: str) -> bool:
     if found is None or (not found.has_location and found.submodule_search_locations is None):
         return True
     places = list(found.submodule_search_locations or ()) or [str(found.origin)]
-    return not {os.path.dirname(os.path.realpath(place)) for place in places} & _not_installed()
+    # Where it was found counts, and not where a link there leads.
+    return not {os.path.realpath(os.path.dirname(place)) for place in places} & _not_installed()
 
 
 def _not_installed() -> set[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 from hypothesis import given, settings
@@ -22,6 +23,7 @@ def test_no_more_is_held_than_there_is(most: int, wanted: list[int]) -> None:
             with lock:
                 held[0] += min(part, most)
                 highest[0] = max(highest[0], held[0])
+            time.sleep(0.0005)  # for others to come, who would be too many
             with lock:
                 held[0] -= min(part, most)
 
@@ -30,3 +32,18 @@ def test_no_more_is_held_than_there_is(most: int, wanted: list[int]) -> None:
     assert highest[0] <= most
     with budget.taking(most):  # all of it is free again
         assert held == [0]
+
+
+def test_who_wants_more_than_is_left_waits_for_it() -> None:
+    budget, entered = Budget(3), threading.Event()
+
+    def take() -> None:
+        with budget.taking(2):
+            entered.set()
+
+    with budget.taking(2):
+        other = threading.Thread(target=take)
+        other.start()
+        assert not entered.wait(0.1)
+    other.join()
+    assert entered.is_set()

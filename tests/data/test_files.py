@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 import threading
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import get_args
 
@@ -18,6 +19,8 @@ from PIL import Image
 from torchvision.transforms import v2
 
 from distsens.data import ImageFiles, LocalTree, read_ahead
+from distsens.data import files as files_module
+from distsens.data.budget import Budget
 from distsens.data.files import UNREADABLE, Fit, Interpolation, decode, image_digest, part_of_resized
 from distsens.errors import InputError, UnreachableError
 
@@ -289,3 +292,18 @@ def test_a_pipe_among_the_images_is_not_waited_for(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "x.png")
     with pytest.raises(OSError, match=r"it is no file, but a pipe"):
         LocalTree(tmp_path).read("x.png")
+
+
+def test_readers_share_the_memory_of_what_they_decode(monkeypatch: pytest.MonkeyPatch) -> None:
+    taken: list[int] = []
+
+    class Counted(Budget):
+        def taking(self, wanted: int) -> AbstractContextManager[None]:
+            taken.append(wanted)
+            return super().taking(wanted)
+
+    monkeypatch.setattr(files_module, "_DECODING", Counted(1))
+    content = io.BytesIO()
+    _photo(20, 14).save(content, "PNG")
+    decode(content.getvalue())
+    assert taken == [20 * 14]

@@ -98,6 +98,7 @@ class Judging:
 
         def check(examination: Examination) -> CheckedExamination:
             # The address is the trial's, wherever the sweep was moved to.
+            assert examination.model.factory == PLAN.base.model.name, "a file alone is not believed to name it"
             subject = Subject("net", "net", Architecture("lenet5"), examination.model.address[-9:].encode())
             whole = examination.completed(PLAN.base)
             dataset, split = load_judged(whole, PLAN.base)

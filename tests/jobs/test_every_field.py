@@ -220,3 +220,17 @@ def test_what_goes_on_and_what_follows_it_have_what_was_said_of_files_of_weights
     assert Examination.parse(further).model.model_dump() == {"address": "b.pt@g:m", **said}
     assert Examination.parse(another).model == Examination.parse({"model": {"address": "runs/r"}}).model
     assert Examination.parse(further).seed == 3
+
+
+def test_a_factory_that_a_resumed_evaluation_names_need_not_be_that_of_further_weights(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    job = load("evaluate", monkeypatch)
+    with pytest.raises(Reached) as reached:
+        job.main("--resume r --factory mine:net --model b.pt --model.factory lenet5".split())
+    options, models, changes = reached.value.args
+    assert (options.resume, options.factory, models) == (("r",), ("mine:net",), ["b.pt"])
+    assert changes == {"model": {"factory": "lenet5"}}
+    begun = Examination.parse({"model": {"address": "a.pt@mine:net"}})
+    (resumed,) = job._fields({"model": {"factory": "mine:net"}}, [begun], [], None)
+    assert Examination.parse(resumed) == begun, "it was only named again"

@@ -25,12 +25,19 @@ def planted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
         folder.mkdir()
     for module in ("here/evil.py", "here/a_package/__init__.py", "here/a_bare_one/evil.py", "named/elsewhere.py"):
         (tmp_path / module).write_text(EVIL.format(str(left)))
+    (here / "linked.py").symlink_to("a_package/__init__.py")
+    (here / "a_linked_package").symlink_to("../named/a_package")
+    (tmp_path / "named" / "a_package").mkdir()
+    (tmp_path / "named" / "a_package" / "__init__.py").write_text(EVIL.format(str(left)))
     monkeypatch.chdir(here)
     yield here
     assert not left.exists(), "it was imported"
 
 
-@pytest.mark.parametrize("name", ["evil:net", "a_package:net", "a_package.deep.er:net", "a_bare_one.evil:net"])
+@pytest.mark.parametrize(
+    "name",
+    ["evil:net", "a_package:net", "a_package.deep.er:net", "a_bare_one.evil:net", "linked:net", "a_linked_package:net"],
+)
 def test_what_is_in_the_current_folder_is_not_installed(planted: Path, name: str) -> None:
     assert not is_installed(name)
     with pytest.raises(InputError) as raised:
